@@ -1,0 +1,99 @@
+"""Image bytes to pixels and back. Everything that opens an image goes through `decode`."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+MIN_SIDE = 2
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+ImageFormat = Literal["jpeg", "png", "webp"]
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image, uint8 RGB (H, W, 3), with metric depth (H, W) in metres where a sensor gave it."""
+
+    pixels: np.ndarray
+    depth: np.ndarray | None = None
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of an image file as uint8 RGB (H, W, 3), turned as its EXIF orientation says.
+
+    Palette, grey, 16-bit, float, CMYK and transparent images become RGB; transparency is laid over white.
+
+    Raises:
+        ImageError: empty, truncated, no image, an unusual format, too large or too small.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_size(image.size, max_pixels)
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"more than {max_pixels:,} pixels: {error}") from error
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"unreadable: {error}") from error
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(f"{width}×{height} pixels are more than the limit of {max_pixels:,}")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"{width}×{height} pixels are too small to look at")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
+        scaled = (values - low) * (255.0 / max(high - low, 1e-9))
+        return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode(pixels: np.ndarray, image_format: ImageFormat = "jpeg") -> bytes:
+    """RGB (H, W, 3) as an image file. JPEG at quality 95 without chroma subsampling; PNG and WebP lossless."""
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    if image_format == "jpeg":
+        image.save(buffer, "JPEG", quality=95, subsampling=0)
+    elif image_format == "webp":
+        image.save(buffer, "WEBP", lossless=True, method=0)
+    else:
+        image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,279 @@
+"""Trajectories as Parquet: the Arrow schema with its `datasets` features, reading and writing.
+
+One row a trajectory. The metadata under `huggingface` makes `load_dataset("parquet", …)` and the Hub's viewer decode
+every image; the metadata under `pearl` says the schema's version and how the file was made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from glob import glob
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pearl.records import EncodedImage, Observation, Step, ToolCall, Trajectory
+
+SCHEMA_VERSION = 1
+ROWS_PER_GROUP = 64
+"""The Hub's viewer refuses row groups of about 300 MB, and a reader holds at least one in memory."""
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_STEP = pa.struct(
+    [
+        ("thought", pa.string()),
+        ("tool", pa.string()),
+        ("arguments", pa.string()),
+        ("text", pa.string()),
+        ("image", _IMAGE),
+    ]
+)
+_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", _IMAGE),
+        ("question", pa.string()),
+        ("choices", pa.list_(pa.field("item", pa.string()))),
+        ("answer", pa.string()),
+        ("steps", pa.list_(pa.field("item", _STEP))),
+        ("conclusion", pa.string()),
+        ("expert", pa.string()),
+        ("skill", pa.string()),
+        ("source", pa.string()),
+        ("license", pa.string()),
+        ("seed", pa.int64()),
+    ]
+)
+
+
+class DataError(ValueError):
+    """Data that cannot be read as trajectories; the message names the file and the reason."""
+
+
+def schema(made_by: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The Arrow schema with both metadata entries. `made_by`, JSON values, is kept for `read_metadata`."""
+    features = {column.name: _feature(column.type) for column in _COLUMNS}
+    pearl = {"schema_version": SCHEMA_VERSION, **(made_by or {})}
+    return _COLUMNS.with_metadata(
+        {
+            "huggingface": json.dumps({"info": {"features": features}}),
+            "pearl": json.dumps(pearl, sort_keys=True),
+        }
+    )
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """The `datasets` feature of an Arrow type; written out so that workers need not import `datasets`."""
+    if kind == _IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if pa.types.is_struct(kind):
+        return {child.name: _feature(child.type) for child in kind}
+    return {"dtype": str(kind), "_type": "Value"}
+
+
+def to_row(trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        "id": trajectory.id,
+        "image": _image_row(trajectory.image),
+        "question": trajectory.question,
+        "choices": list(trajectory.choices),
+        "answer": trajectory.answer,
+        "steps": [
+            {
+                "thought": step.thought,
+                "tool": step.call.tool,
+                "arguments": json.dumps(step.call.arguments, ensure_ascii=False),
+                "text": step.observation.text,
+                "image": _image_row(step.observation.image),
+            }
+            for step in trajectory.steps
+        ],
+        "conclusion": trajectory.conclusion,
+        "expert": trajectory.expert,
+        "skill": trajectory.skill,
+        "source": trajectory.source,
+        "license": trajectory.license,
+        "seed": trajectory.seed,
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> Trajectory:
+    image = _image_of(row["image"])
+    if image is None:
+        raise DataError(f"row {row['id']!r} has no image")
+    return Trajectory(
+        id=row["id"],
+        image=image,
+        question=row["question"],
+        choices=tuple(row["choices"] or ()),
+        answer=row["answer"],
+        steps=tuple(
+            Step(
+                thought=step["thought"],
+                call=ToolCall(step["tool"], json.loads(step["arguments"])),
+                observation=Observation(step["text"], _image_of(step["image"])),
+            )
+            for step in row["steps"] or ()
+        ),
+        conclusion=row["conclusion"],
+        expert=row["expert"],
+        skill=row["skill"],
+        source=row["source"],
+        license=row["license"],
+        seed=row["seed"],
+    )
+
+
+def _image_row(image: EncodedImage | None) -> dict[str, Any] | None:
+    return None if image is None else {"bytes": image.data, "path": image.path}
+
+
+def _image_of(row: Mapping[str, Any] | None) -> EncodedImage | None:
+    return None if row is None or row["bytes"] is None else EncodedImage(row["bytes"], row["path"])
+
+
+class TrajectoryWriter:
+    """Writes one Parquet file in row groups of `ROWS_PER_GROUP`; the same rows give the same bytes.
+
+    The caller gives the name; to make a file appear whole, write under a temporary name and rename it.
+    """
+
+    def __init__(self, path: Path, made_by: Mapping[str, Any] | None = None) -> None:
+        self._schema = schema(made_by)
+        self._file = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            use_dictionary=["question", "answer", "expert", "skill", "source", "license"],
+            write_page_index=True,
+        )
+        self._pending: list[dict[str, Any]] = []
+
+    def write(self, trajectory: Trajectory) -> None:
+        self._pending.append(to_row(trajectory))
+        if len(self._pending) == ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._file.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
+            self._pending = []
+
+    def close(self) -> None:
+        self._flush()
+        self._file.close()
+
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_trajectories(
+    path: Path, trajectories: Iterable[Trajectory], made_by: Mapping[str, Any] | None = None
+) -> None:
+    with TrajectoryWriter(path, made_by) as writer:
+        for trajectory in trajectories:
+            writer.write(trajectory)
+
+
+def concatenate(files: Sequence[Path], path: Path, made_by: Mapping[str, Any] | None = None) -> None:
+    """Joins files of trajectories into one, row group by row group, without decoding a row into Python."""
+    with pq.ParquetWriter(
+        path,
+        schema(made_by),
+        compression="zstd",
+        use_dictionary=["question", "answer", "expert", "skill", "source", "license"],
+        write_page_index=True,
+    ) as writer:
+        for file in files:
+            source = open_parquet(file)
+            for group in range(source.num_row_groups):
+                writer.write_table(source.read_row_group(group).replace_schema_metadata(writer.schema.metadata))
+
+
+def resolve(data: str | Path) -> list[Path]:
+    """The Parquet files of a file, a folder, a glob or a Hub dataset id (`org/name`, downloaded), in order.
+
+    Raises:
+        DataError: when there are none.
+    """
+    path = Path(data)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*.parquet") if not _hidden(p.relative_to(path)))
+        files = [p for p in files if p.name != "plan.parquet"]
+    else:
+        files = sorted(Path(match) for match in glob(str(data), recursive=True))
+    if files:
+        return files
+    if not path.exists() and str(data).count("/") == 1 and not str(data).endswith(".parquet"):
+        return _download(str(data))
+    raise DataError(f"no Parquet file at {data}: expected a file, a folder, a glob or a Hub dataset id (org/name)")
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _download(repo: str) -> list[Path]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = snapshot_download(repo, repo_type="dataset", allow_patterns="*.parquet")
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise DataError(f"{repo} is no local path, and the Hub does not give it: {error}") from error
+    return sorted(Path(folder).rglob("*.parquet"))
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens a file of trajectories, after checking that it is one and of this schema version.
+
+    Raises:
+        DataError: says what the file is instead.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+    metadata = read_metadata(file.schema_arrow)
+    if metadata is None:
+        raise DataError(f"{path} holds no Pearl trajectories (its schema has no 'pearl' metadata)")
+    version = metadata.get("schema_version")
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        advice = "upgrade pearl-vlm" if newer else "make it again, or read it with the release that wrote it"
+        raise DataError(f"{path} has trajectory schema version {version}; this release reads {SCHEMA_VERSION}: {advice}")
+    if not file.schema_arrow.equals(_COLUMNS, check_metadata=False):
+        raise DataError(f"{path} claims schema version {version}, but its columns differ from that schema")
+    return file
+
+
+def read_metadata(file_schema: pa.Schema) -> dict[str, Any] | None:
+    """What `made_by` and the schema version say in a file's schema; None when it was not written by Pearl."""
+    raw = (file_schema.metadata or {}).get(b"pearl")
+    return None if raw is None else dict(json.loads(raw))
+
+
+def read_trajectories(data: str | Path) -> Iterator[Trajectory]:
+    """All trajectories of a file, folder, glob or Hub id, in order; one row group is in memory at a time."""
+    for path in resolve(data):
+        file = open_parquet(path)
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group).to_pylist():
+                yield from_row(row)
+
+
+def count_rows(data: str | Path) -> int:
+    return sum(open_parquet(path).metadata.num_rows for path in resolve(data))

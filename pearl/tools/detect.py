@@ -1,0 +1,85 @@
+"""Detect: things found by their names, with an open-vocabulary detector of transformers (OWLv2, Grounding DINO)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from pearl.drawing import draw_boxes
+from pearl.images import Picture
+from pearl.records import Box
+from pearl.tools.base import Fraction, PictureTool, ToolArguments, ToolResult, ToolUnavailable, as_text
+from pearl.tools.models import default_device, model_fingerprint
+
+MAX_FOUND = 20
+
+Name = Annotated[str, Field(min_length=1, max_length=60)]
+
+
+class DetectArguments(ToolArguments):
+    labels: list[Name] = Field(min_length=1, max_length=10, description="what to look for, in plain words")
+    threshold: Fraction = Field(default=0.2, description="the least score of what is returned")
+
+
+class Detect(PictureTool):
+    """Detects.
+
+    Args:
+        model: A folder or Hub id that the `zero-shot-object-detection` pipeline loads; nothing is built in.
+        device: `cpu`, `cuda`, …; a GPU when there is one, if not given.
+    """
+
+    name = "detect"
+    description = f"Finds things by their names: at most {MAX_FOUND} boxes with scores."
+    Arguments = DetectArguments
+
+    def __init__(self, model: str | None = None, device: str | None = None) -> None:
+        self.model = model
+        self.device = device
+
+    def missing(self) -> str | None:
+        if self.model is None:
+            return "no model is built in: name one, for example --detect-model google/owlv2-base-patch16-ensemble"
+        return None
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {} if self.model is None else model_fingerprint(self.model)
+
+    def apply(self, picture: Picture, arguments: DetectArguments) -> ToolResult:
+        from PIL import Image
+
+        raw = self._pipeline(
+            Image.fromarray(picture.pixels), candidate_labels=arguments.labels, threshold=arguments.threshold
+        )
+        found = [_detection(one, picture) for one in sorted(raw, key=lambda one: -one["score"])[:MAX_FOUND]]
+        found = [one for one in found if one["box"][0] < one["box"][2] and one["box"][1] < one["box"][3]]
+        names = ", ".join(arguments.labels)
+        if not found:
+            return ToolResult(f"Found no {names} in image {arguments.image}.", picture.pixels, {"found": []})
+        listed = "\n".join(f"{one['label']} {as_text(one['box'])} ({one['score']:.2f})" for one in found)
+        drawn = draw_boxes(picture.pixels, [one["box"] for one in found])
+        return ToolResult(f"Found in image {arguments.image}:\n{listed}", drawn, {"found": found})
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        import pearl.torch_setup  # noqa: F401
+        from transformers import pipeline
+
+        if reason := self.missing():
+            raise ToolUnavailable(f"detect: {reason}")
+        try:
+            return pipeline("zero-shot-object-detection", model=self.model, device=default_device(self.device))
+        except (OSError, ValueError, KeyError) as error:
+            raise ToolUnavailable(f"detect: {self.model!r} is no open-vocabulary detector: {error}") from error
+
+
+def _detection(raw: Mapping[str, Any], picture: Picture) -> dict[str, Any]:
+    size = np.array([picture.width, picture.height, picture.width, picture.height])
+    corners = np.array([raw["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")]) / size
+    x0, y0, x1, y1 = (float(value) for value in np.clip(corners, 0, 1))
+    box: Box = (x0, y0, x1, y1)
+    return {"label": str(raw["label"]), "box": box, "score": float(raw["score"])}
