@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 2
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 ImageFormat = Literal["jpeg", "png", "webp"]
 
@@ -46,15 +48,41 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         ImageError: empty, truncated, no image, an unusual format, too large or too small.
     """
+    with _explained(max_pixels):
+        image = _open(data, max_pixels)
+        image.load()
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height as they will be seen (EXIF orientation applied), without decoding the pixels.
+
+    Raises:
+        ImageError: as `decode`, as far as the header tells.
+    """
+    with _explained(max_pixels):
+        image = _open(data, max_pixels)
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
+    Image.init()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image.size, max_pixels)
+    return image
+
+
+@contextmanager
+def _explained(max_pixels: int) -> Iterator[None]:
+    """Turns what Pillow raises into ImageError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image.size, max_pixels)
-            image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        yield
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:

@@ -254,7 +254,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         advice = "upgrade pearl-vlm" if newer else "make it again, or read it with the release that wrote it"
-        raise DataError(f"{path} has trajectory schema version {version}; this release reads {SCHEMA_VERSION}: {advice}")
+        raise DataError(
+            f"{path} has trajectory schema version {version}; this release reads {SCHEMA_VERSION}: {advice}"
+        )
     if not file.schema_arrow.equals(_COLUMNS, check_metadata=False):
         raise DataError(f"{path} claims schema version {version}, but its columns differ from that schema")
     return file

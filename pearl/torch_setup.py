@@ -1,27 +1,28 @@
-"""Import this before torchvision, timm or a transformers model.
-
-torchvision's compiled operators are built against CUDA; on a CPU-only torch their registration fails and with it
-`import torchvision`. Declaring the schemas that torchvision's Python side refers to is enough for transforms and
-image processors, which is all that is used here (`torchvision.ops.nms` itself stays unavailable).
-"""
+"""Makes torchvision importable on a CPU-only torch."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
-_NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-def _declare_torchvision_operators() -> torch.library.Library | None:
+@cache
+def prepare_torchvision() -> torch.library.Library | None:
+    """Call this before torchvision, timm or a transformers model is imported.
+
+    torchvision's compiled operators are built against CUDA; without it their registration fails and with it
+    `import torchvision`. Declaring the schemas that its Python side refers to is enough for transforms and image
+    processors, which is all that is used here (`torchvision.ops.nms` itself stays unavailable).
+    """
     if torch.version.cuda is not None:
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        try:
-            library.define(operator + _NMS)
-        except RuntimeError:  # a CPU build of torchvision that brings them itself
-            return None
-    return library
-
-
-_KEPT_ALIVE = _declare_torchvision_operators()
+    try:
+        for operator in ("nms", "qnms"):
+            library.define(operator + _SCHEMA)
+    except RuntimeError:  # a CPU build of torchvision, which brings them itself
+        return None
+    return library  # the declarations live as long as this object

@@ -1,0 +1,1 @@
+"""Rendered scenes with exact truth: `layout` draws, `render` renders, `questions` asks, `samples` puts together."""

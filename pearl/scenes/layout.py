@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
+
+from pearl.randomness import generator
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -152,8 +153,8 @@ class Layout:
 
 def scene_rng(split: Split, seed: int, index: int, purpose: str = "layout") -> np.random.Generator:
     """A counter-based generator of its own for every (split, seed, index, purpose); splits never share one."""
-    digest = blake2b(f"pearl-scenes/{split}/{seed}/{index}/{purpose}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+    return generator("pearl-scenes", split, seed, index, purpose)
 
 
 def draw_layout(rng: np.random.Generator) -> Layout:
@@ -247,7 +248,7 @@ def _draw_thing(
     colours, shapes = palette
     colour, shape, material = str(rng.choice(colours)), str(rng.choice(shapes)), str(rng.choice(MATERIALS))
     yaw = float(rng.uniform(-0.6, 0.6) if shape == "ring" else rng.uniform(0, 2 * math.pi))
-    half_width, half_height = HALF_EXTENTS[shape]
+    half_height = HALF_EXTENTS[shape][1]
 
     stackable = [t for t in others if t.shape in _SUPPORTING and t.support != "stack" and t.radius > 0.2]
     support: Literal["floor", "pedestal", "rod", "stack"]
@@ -258,7 +259,8 @@ def _draw_thing(
         support = "stack"
     else:
         depth = float(np.exp(rng.uniform(math.log(NEAREST), math.log(FARTHEST))))
-        point = camera.unproject(*rng.uniform(-0.88, 0.88, size=2), depth)
+        x, y = rng.uniform(-0.88, 0.88, size=2)
+        point = camera.unproject(float(x), float(y), depth)
         size = float(np.exp(rng.uniform(math.log(0.035), math.log(0.13))))
         radius = float(np.clip(size * depth, 0.09, 0.55))
         bottom = point[2] - half_height * radius

@@ -160,7 +160,10 @@ def ask_existence(view: View) -> Question | None:
             matches = [i for i in candidates if view.value(i, "colour") == colour]
             article = "an" if colour[0] in "aeiou" else "a"
             text = view.pick(
-                [f"Is there {article} {colour} {shape} in the picture?", f"Does the picture show {article} {colour} {shape}?"]
+                [
+                    f"Is there {article} {colour} {shape} in the picture?",
+                    f"Does the picture show {article} {colour} {shape}?",
+                ]
             )
             query = {"candidates": candidates, "matches": matches, "name": f"{colour} {shape}"}
             return Question("existence", text, ("yes", "no"), "yes" if wanted else "no", query)
@@ -296,7 +299,10 @@ def _ask_same_colour(view: View) -> Question | None:
         if (view.value(first, "colour") == view.value(second, "colour")) == same:
             names = [f"the {view.name(i, without='colour')}" for i in (first, second)]
             text = view.pick(
-                [f"Do {names[0]} and {names[1]} have the same colour?", f"Is {names[0]} of the same colour as {names[1]}?"]
+                [
+                    f"Do {names[0]} and {names[1]} have the same colour?",
+                    f"Is {names[0]} of the same colour as {names[1]}?",
+                ]
             )
             query = {"targets": [first, second], "names": names, "by": "colour"}
             return Question("comparison", text, ("yes", "no"), "yes" if same else "no", query)
@@ -390,15 +396,15 @@ def _outstanding(view: View, candidates: Sequence[int], *, nearest: bool) -> int
 
 
 FAMILIES: dict[str, tuple[Callable[[View], Question | None], float]] = {
-    "attribute": (ask_attribute, 0.11),
-    "shape": (ask_shape, 0.08),
-    "existence": (ask_existence, 0.10),
-    "counting": (ask_counting, 0.10),
-    "spatial relation": (ask_relation, 0.08),
-    "depth": (ask_closer, 0.13),
-    "relative depth": (ask_closer_point, 0.08),
-    "nearest": (ask_nearest, 0.13),
-    "comparison": (ask_comparison, 0.09),
-    "chain": (ask_chain, 0.10),
+    "attribute": (ask_attribute, 0.08),
+    "shape": (ask_shape, 0.06),
+    "existence": (ask_existence, 0.09),
+    "counting": (ask_counting, 0.09),
+    "spatial relation": (ask_relation, 0.07),
+    "depth": (ask_closer, 0.18),
+    "relative depth": (ask_closer_point, 0.06),
+    "nearest": (ask_nearest, 0.18),
+    "comparison": (ask_comparison, 0.07),
+    "chain": (ask_chain, 0.12),
 }
 """Each family's question maker and its share of the samples."""

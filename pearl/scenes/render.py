@@ -285,7 +285,10 @@ def _mesh(shape: str) -> tuple[np.ndarray, np.ndarray]:
     distance = major + minor * np.cos(v)
     vertices = np.stack([distance * np.cos(u), minor * np.sin(v), distance * np.sin(u)], axis=-1).reshape(-1, 3)
     i, j = np.meshgrid(np.arange(around), np.arange(across), indexing="ij")
-    corner = lambda di, dj: ((i + di) % around * across + (j + dj) % across).ravel()  # noqa: E731
+
+    def corner(di: int, dj: int) -> np.ndarray:
+        return np.asarray(((i + di) % around * across + (j + dj) % across).ravel())
+
     faces = [[corner(0, 0), corner(0, 1), corner(1, 0)], [corner(1, 0), corner(0, 1), corner(1, 1)]]
     return vertices, np.concatenate([np.stack(f, axis=1) for f in faces])
 

@@ -12,7 +12,7 @@ from pearl.tools.base import (
     refused,
     spec,
 )
-from pearl.tools.toolbox import Toolbox, tool_class, tool_names
+from pearl.tools.toolbox import Toolbox, parse_arguments, tool_class, tool_names
 
 __all__ = [
     "BoxArgument",
@@ -24,6 +24,7 @@ __all__ = [
     "ToolResult",
     "ToolUnavailable",
     "Toolbox",
+    "parse_arguments",
     "refused",
     "spec",
     "tool_class",

@@ -126,5 +126,3 @@ def spec(tool: type[Tool] | Tool) -> dict[str, Any]:
 
 def as_text(values: Sequence[float]) -> str:
     return "[" + ", ".join(f"{value:.3f}" for value in values) + "]"
-
-

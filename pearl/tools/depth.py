@@ -23,7 +23,7 @@ from pearl.tools.base import (
     ToolUnavailable,
     refused,
 )
-from pearl.tools.models import default_device, model_fingerprint
+from pearl.tools.models import default_device, import_transformers, model_fingerprint
 
 DEPTH_NANO = Path(__file__).parent.parent / "assets" / "depth-nano"
 BUILT_IN, SENSOR = "depth-nano", "sensor"
@@ -118,14 +118,13 @@ class Depth(Tool):
     def _loaded(self) -> tuple[Any, Any]:
         import torch
 
-        import pearl.torch_setup  # noqa: F401
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        transformers = import_transformers()
 
         if reason := self.missing():
             raise ToolUnavailable(f"depth: {reason}")
         try:
-            processor = AutoImageProcessor.from_pretrained(self._location)
-            network = AutoModelForDepthEstimation.from_pretrained(
+            processor = transformers.AutoImageProcessor.from_pretrained(self._location)
+            network = transformers.AutoModelForDepthEstimation.from_pretrained(
                 self._location, dtype=torch.float32, use_safetensors=True
             )
         except (OSError, ValueError, KeyError) as error:

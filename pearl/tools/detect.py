@@ -13,7 +13,7 @@ from pearl.drawing import draw_boxes
 from pearl.images import Picture
 from pearl.records import Box
 from pearl.tools.base import Fraction, PictureTool, ToolArguments, ToolResult, ToolUnavailable, as_text
-from pearl.tools.models import default_device, model_fingerprint
+from pearl.tools.models import default_device, import_transformers, model_fingerprint
 
 MAX_FOUND = 20
 
@@ -66,13 +66,14 @@ class Detect(PictureTool):
 
     @cached_property
     def _pipeline(self) -> Any:
-        import pearl.torch_setup  # noqa: F401
-        from transformers import pipeline
+        transformers = import_transformers()
 
         if reason := self.missing():
             raise ToolUnavailable(f"detect: {reason}")
         try:
-            return pipeline("zero-shot-object-detection", model=self.model, device=default_device(self.device))
+            return transformers.pipeline(
+                "zero-shot-object-detection", model=self.model, device=default_device(self.device)
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ToolUnavailable(f"detect: {self.model!r} is no open-vocabulary detector: {error}") from error
 

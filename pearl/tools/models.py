@@ -16,6 +16,17 @@ def default_device(device: str | None = None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def import_transformers() -> Any:
+    """The module transformers, with torchvision made importable and without progress bars for every loaded model."""
+    from pearl.torch_setup import prepare_torchvision
+
+    prepare_torchvision()
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
 def model_fingerprint(model: str) -> Mapping[str, Any]:
     """The content hash of a folder's weights and configuration, or the resolved commit of a Hub id.
 

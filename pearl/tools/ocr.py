@@ -44,7 +44,7 @@ class Ocr(PictureTool):
             return ToolResult(
                 f"No text found in {as_text(arguments.box)} of image {arguments.image}.", None, {"lines": []}
             )
-        lines = []
+        lines: list[dict[str, Any]] = []
         for text, corners, score in list(zip(found.txts, found.boxes, found.scores, strict=True))[:MAX_LINES]:
             (x0, y0), (x1, y1) = np.min(corners, axis=0), np.max(corners, axis=0)
             box: Box = (

@@ -13,7 +13,7 @@ from pydantic import Field
 from pearl.drawing import pixel_box
 from pearl.images import Picture
 from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolError, ToolResult, ToolUnavailable, as_text
-from pearl.tools.models import default_device, model_fingerprint
+from pearl.tools.models import default_device, import_transformers, model_fingerprint
 
 GRABCUT = "grabcut"
 LARGEST_SIDE = 768
@@ -33,7 +33,9 @@ class Segment(PictureTool):
     """
 
     name = "segment"
-    description = "Cuts out the object inside a box: everything else is greyed out; tells what share of the image it covers."
+    description = (
+        "Cuts out the object inside a box: everything else is greyed out; tells what share of the image it covers."
+    )
     Arguments = SegmentArguments
 
     def __init__(self, model: str = GRABCUT, device: str | None = None) -> None:
@@ -68,12 +70,11 @@ class Segment(PictureTool):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        import pearl.torch_setup  # noqa: F401
-        from transformers import AutoModelForMaskGeneration, AutoProcessor
+        transformers = import_transformers()
 
         try:
-            processor = AutoProcessor.from_pretrained(self.model)
-            network = AutoModelForMaskGeneration.from_pretrained(self.model, use_safetensors=True)
+            processor = transformers.AutoProcessor.from_pretrained(self.model)
+            network = transformers.AutoModelForMaskGeneration.from_pretrained(self.model, use_safetensors=True)
         except (OSError, ValueError, KeyError) as error:
             raise ToolUnavailable(f"segment: {self.model!r} is no SAM-type checkpoint: {error}") from error
         return processor, network.to(default_device(self.device)).eval()
@@ -90,6 +91,8 @@ def _grabcut(pixels: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     state = np.zeros(small.shape[:2], np.uint8)
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)
-    cv2.grabCut(np.ascontiguousarray(small[..., ::-1]), state, rectangle, background, foreground, 4, cv2.GC_INIT_WITH_RECT)
+    cv2.grabCut(
+        np.ascontiguousarray(small[..., ::-1]), state, rectangle, background, foreground, 4, cv2.GC_INIT_WITH_RECT
+    )
     mask = np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)

@@ -119,10 +119,19 @@ class Toolbox:
         tool = self._tools.get(call.tool)
         if tool is None:
             raise ToolError(f"there is no tool {call.tool!r}; there are: {', '.join(sorted(self._tools))}")
-        try:
-            return tool.Arguments.model_validate(dict(call.arguments))
-        except ValidationError as error:
-            raise ToolError(_explain(call.tool, error)) from error
+        return parse_arguments(type(tool), call.arguments)
+
+
+def parse_arguments(tool: type[Tool], arguments: Mapping[str, Any]) -> ToolArguments:
+    """Validates arguments without opening the tool.
+
+    Raises:
+        ToolError: which argument is wrong, and how.
+    """
+    try:
+        return tool.Arguments.model_validate(dict(arguments))
+    except ValidationError as error:
+        raise ToolError(_explain(tool.name, error)) from error
 
 
 def _picture(arguments: ToolArguments, pictures: Sequence[Picture | None]) -> Picture:

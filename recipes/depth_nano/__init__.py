@@ -1,0 +1,1 @@
+"""depth-nano: `data` renders, `train` trains, `evaluate` measures."""

@@ -38,7 +38,7 @@ class Arrays:
 def open_arrays(folder: Path, mode: str = "r", count: int | None = None) -> Arrays:
     def array(name: str, dtype: str, *channels: int) -> np.ndarray:
         shape = None if count is None else (count, SIZE, SIZE, *channels)
-        return open_memmap(folder / f"{name}.npy", mode=mode, dtype=dtype, shape=shape)  # type: ignore[call-overload]
+        return open_memmap(folder / f"{name}.npy", mode=mode, dtype=dtype, shape=shape)
 
     return Arrays(array("images", "uint8", 3), array("inverse_depth", "float16"), array("masks", "int8"))
 

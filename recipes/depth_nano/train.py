@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-import pearl.torch_setup  # noqa: F401
+from pearl.torch_setup import prepare_torchvision
 from recipes.depth_nano.data import SIZE, Arrays, open_arrays
 from recipes.depth_nano.metrics import PairCounts, Reading, abs_rel
 
@@ -37,6 +36,7 @@ STAGES = ((0.25, 112), (0.70, 168), (1.01, 224))
 
 
 def build_model() -> torch.nn.Module:
+    prepare_torchvision()
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
     backbone = Dinov2Config(
@@ -162,7 +162,7 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
 
-    budget, last_report, losses = options.minutes * 60, spent, []
+    budget, last_report, losses = options.minutes * 60, spent, list[float]()
     begin = time.monotonic() - spent
     while True:
         clock = torch.tensor(time.monotonic() - begin)
@@ -170,7 +170,9 @@ def main() -> None:
         spent = float(clock)
         progress = min(spent / budget, 1.0)
         size = next(pixels for share, pixels in STAGES if progress < share)
-        rate = PEAK_RATE * min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+        rate = (
+            PEAK_RATE * min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         if rank == 0 and (spent - last_report > 240 or progress >= 1):
@@ -185,7 +187,7 @@ def main() -> None:
             print(json.dumps(line), flush=True)
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": step, "spent": spent}, checkpoint.with_suffix(".partial"))
-            os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+            checkpoint.with_suffix(".partial").replace(checkpoint)
         if progress >= 1:
             break
         pixels, inverse, masks = batches.draw(step, size)

@@ -1,0 +1,302 @@
+"""`pearl-gen`: makes, checks and shows trajectories. Each command parses and calls one function."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pearl import __version__
+
+app = typer.Typer(
+    name="pearl-gen",
+    help="Makes expert tool-use trajectories with real tools, checks them, and shows them.",
+    epilog="Start with: pearl-gen trajectories --tools crop,depth",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
+
+
+class Engine(StrEnum):
+    RAY = "ray"
+    LOCAL = "local"
+
+
+class ImageFormatOption(StrEnum):
+    AUTO = "auto"
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+
+
+class SplitOption(StrEnum):
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+INPUT, TOOLS, OUTPUT, CLUSTER = "What to ask about", "Tools", "Output", "Cluster"
+
+
+@app.command(rich_help_panel="Make")
+def trajectories(
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="Where samples come from; may be repeated. photos | scenes | coco:FILE | folder:DIR | parquet:PATH |"
+            " hf:ORG/NAME",
+            rich_help_panel=INPUT,
+        ),
+    ] = ["photos", "scenes"],  # noqa: B006
+    count: Annotated[int, typer.Option(min=1, help="scenes: how many samples.", rich_help_panel=INPUT)] = 240,
+    split: Annotated[
+        SplitOption, typer.Option(help="scenes: splits share no scene.", rich_help_panel=INPUT)
+    ] = SplitOption.TRAIN,
+    size: Annotated[int, typer.Option(min=112, max=2048, help="scenes: pixels a side.", rich_help_panel=INPUT)] = 384,
+    images: Annotated[str | None, typer.Option(help="coco: the images' folder.", rich_help_panel=INPUT)] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(help="coco: JSONL of questions; made from the boxes when not given.", rich_help_panel=INPUT),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="parquet, hf: ours=theirs,… for columns of other names.", rich_help_panel=INPUT)
+    ] = "",
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Larger images are refused.", rich_help_panel=INPUT)
+    ] = 64_000_000,
+    tools: Annotated[
+        str, typer.Option(help="What the experts may use; `pearl-gen tools` lists them.", rich_help_panel=TOOLS)
+    ] = "crop,depth",
+    depth_model: Annotated[
+        str,
+        typer.Option(
+            help="depth-nano (built in), sensor (the sample's own depth), or a folder or Hub id of any"
+            " depth-estimation checkpoint.",
+            rich_help_panel=TOOLS,
+        ),
+    ] = "depth-nano",
+    segment_model: Annotated[
+        str, typer.Option(help="grabcut, or a folder or Hub id of a SAM-type model.", rich_help_panel=TOOLS)
+    ] = "grabcut",
+    detect_model: Annotated[
+        str | None,
+        typer.Option(help="A folder or Hub id of an open-vocabulary detector.", rich_help_panel=TOOLS),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="For the models: cpu, cuda, …; a GPU when there is one.", rich_help_panel=TOOLS)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="One .parquet file, or a folder of shards.", rich_help_panel=OUTPUT)] = Path(
+        "traj.parquet"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.", rich_help_panel=OUTPUT)] = 0,
+    image_format: Annotated[
+        ImageFormatOption,
+        typer.Option(
+            help="Of tool images (jpeg is quality 95, webp lossless) and scenes; auto: by tool.", rich_help_panel=OUTPUT
+        ),
+    ] = ImageFormatOption.AUTO,
+    shard_size: Annotated[int, typer.Option(min=1, help="Samples a shard.", rich_help_panel=OUTPUT)] = 128,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue this very run.", rich_help_panel=OUTPUT)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.", rich_help_panel=OUTPUT)] = False,
+    max_quarantined: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more than this share fails.", rich_help_panel=OUTPUT)
+    ] = 0.05,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and show the first one.", rich_help_panel=OUTPUT)
+    ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="local is a plain loop, for debugging.", rich_help_panel=CLUSTER)
+    ] = Engine.RAY,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join, e.g. auto or host:6379.", rich_help_panel=CLUSTER)
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="One a CPU when not given.", rich_help_panel=CLUSTER)
+    ] = None,
+    num_gpus_per_worker: Annotated[
+        float, typer.Option(min=0, help="GPUs (or a fraction) for each worker's models.", rich_help_panel=CLUSTER)
+    ] = 0.0,
+) -> None:
+    """Makes multi-step trajectories: experts solve questions with real tools, in parallel on Ray.
+
+    The result is one Parquet file, or with --out DIR a folder of shards; `datasets.load_dataset` reads both.
+    A run that was stopped continues with --resume and ends with the same bytes.
+
+        pearl-gen trajectories --tools crop,depth
+        pearl-gen trajectories --source scenes --count 10000 --out data --num-workers 16
+        pearl-gen trajectories --source coco:instances.json --images val2017 --depth-model depth-anything/Depth-Anything-V2-Small-hf
+    """
+    from pearl.pipelines.config import GenerateConfig
+    from pearl.pipelines.engines import EngineConfig
+    from pearl.pipelines.generate import OutputPolicy, generate, preview
+    from pearl.pipelines.progress import Progress
+    from pearl.pipelines.report import print_preview, print_summary
+    from pearl.pipelines.sources import SourceOptions
+
+    named = tuple(name.strip() for name in tools.split(",") if name.strip())
+    encoded = None if image_format is ImageFormatOption.AUTO else image_format.value
+    on_device = {} if device is None else {"device": device}
+    settings: dict[str, dict[str, Any]] = {
+        "depth": {"model": depth_model, **on_device},
+        "segment": {"model": segment_model, **on_device},
+        "detect": {"model": detect_model, **on_device},
+    }
+    config = GenerateConfig(
+        sources=tuple(source),
+        source_options=SourceOptions(
+            count=count, seed=seed, split=split.value, size=size, image_format=encoded or "jpeg", images=images,
+            questions=questions, columns=_mapping(columns), tools=named, max_pixels=max_pixels,
+        ),
+        tools=named,
+        tool_settings={name: settings[name] for name in named if name in settings},
+        seed=seed,
+        shard_size=shard_size,
+        image_format=encoded,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if dry_run:
+        print_preview(console, preview(config, out))
+        return
+    run_on = EngineConfig(engine.value, address, num_workers, num_gpus_per_worker)
+    policy = OutputPolicy(resume, overwrite, max_quarantined)
+    manifest = generate(config, out, run_on, policy, Progress(errors))
+    print_summary(console, manifest, out)
+
+
+@app.command("tools", rich_help_panel="Make")
+def list_tools(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the function-calling specifications.")] = False,
+) -> None:
+    """Lists the tools: their arguments with bounds, and whether their package or model is at hand."""
+    from pearl.tools import spec, tool_class, tool_names
+
+    classes = [tool_class(name) for name in tool_names()]
+    if as_json:
+        typer.echo(json.dumps([spec(tool) for tool in classes], indent=2))
+        return
+    table = Table(title="Tools", show_lines=True)
+    for heading in ("tool", "what it does", "arguments", "ready"):
+        table.add_column(heading, overflow="fold")
+    for tool in classes:
+        parameters = spec(tool)["function"]["parameters"]["properties"]
+        arguments = "\n".join(f"{name}: {_bounds(schema)}" for name, schema in parameters.items())
+        missing = tool().missing()
+        table.add_row(tool.name, tool.description, arguments, f"no: {missing}" if missing else "yes")
+    console.print(table)
+
+
+@app.command(rich_help_panel="Look")
+def inspect(data: Data) -> None:
+    """Counts by skill, tool, steps and source, what was rejected and why, sizes."""
+    from pearl.pipelines.inspection import inspect_data
+    from pearl.pipelines.report import print_inspection
+
+    print_inspection(console, inspect_data(data))
+
+
+@app.command(rich_help_panel="Look")
+def validate(data: Data) -> None:
+    """Checks every row: schema, unique ids, images decode, arguments valid, steps consistent. Exit code 1 if not."""
+    from pearl.pipelines.validation import validate_data
+
+    rows, problems = validate_data(data)
+    for problem in problems[:50]:
+        errors.print(problem, markup=False, highlight=False)
+    if len(problems) > 50:
+        errors.print(f"… and {len(problems) - 50} more")
+    console.print(f"{rows} trajectories, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Look")
+def view(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("trajectories.html"),
+    limit: Annotated[int, typer.Option(min=1, help="At most this many trajectories.")] = 300,
+) -> None:
+    """Writes one self-contained HTML page on which the trajectories can be looked at, filtered and searched."""
+    from pearl.pipelines.view import write_page
+
+    shown = write_page(data, out, limit)
+    console.print(f"{shown} trajectories in {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"pearl-vlm {__version__}")
+        raise typer.Exit
+
+
+def _mapping(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if any(not (equals and theirs) for _, equals, theirs in pairs):
+        raise typer.BadParameter(f"--columns {text!r}: expected ours=theirs,ours=theirs")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    """An argument's type, bounds and default, in a few words."""
+    options = schema.get("anyOf", [schema])
+    kind = " or ".join(str(option.get("type", option.get("enum", ""))) for option in options)
+    words = {"minimum": "≥ {}", "maximum": "≤ {}", "minItems": "at least {}", "maxItems": "at most {}"}
+    limits = [text.format(option[key]) for option in options for key, text in words.items() if key in option]
+    if "enum" in schema:
+        kind = " | ".join(schema["enum"])
+    default = [f"default {schema['default']}"] if "default" in schema else []
+    return ", ".join([kind, *limits, *default])
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend is said in one line, without a traceback."""
+    raise SystemExit(run(app))
+
+
+def run(command: Callable[..., Any]) -> int:
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        result = command(standalone_mode=False)
+        return int(result or 0)
+    except Exit as stop:
+        return int(stop.exit_code)
+    except ClickException as error:
+        error.show()
+        return int(error.exit_code)
+    except (Abort, KeyboardInterrupt):
+        errors.print("stopped; --resume continues")
+        return 130
+    except (ValueError, RuntimeError) as error:
+        if type(error).__module__.partition(".")[0] not in ("pearl", "builtins"):
+            raise
+        if type(error) is RuntimeError:
+            raise
+        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False)
+        return 1
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

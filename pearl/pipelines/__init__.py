@@ -1,0 +1,1 @@
+"""From sources to datasets: sources → experts → rollout → checks → shards, on an engine."""

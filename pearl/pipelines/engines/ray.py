@@ -1,0 +1,173 @@
+"""Shards on a Ray cluster: a pool of worker actors, one shard in flight each; only markers travel.
+
+A worker that dies is replaced and its shard tried twice more; then the shard is bisected until the samples that kill
+are alone in quarantine. Ray's own retries are off: this file alone decides what runs again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Collection, Iterable
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import RayActorError, RayError, RaySystemError, WorkerCrashedError
+
+from pearl.pipelines.engines import EngineConfig, OnDone
+from pearl.pipelines.errors import RunError
+from pearl.pipelines.shards import ShardMaker, ShardTask
+
+RETRIES = 2
+DIED = (RayActorError, WorkerCrashedError, RaySystemError)
+
+
+@ray.remote
+class ShardWorker:
+    """A process that makes shards."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self.maker = ShardMaker(task)
+
+    def ready(self) -> None:
+        """Returns once the worker stands."""
+
+    def make(self, number: int, culprits: Collection[int] = ()) -> dict[str, Any]:
+        return self.maker.make(number, culprits)
+
+    def probe(self, number: int, ordinals: Collection[int]) -> None:
+        self.maker.probe(number, ordinals)
+
+
+class RayEngine:
+    """Drives the workers of one run."""
+
+    def __init__(self, task: ShardTask, engine: EngineConfig, on_done: OnDone) -> None:
+        self.task, self.engine, self.on_done = task, engine, on_done
+        self.crashes: Counter[int] = Counter()
+        self.failed_starts = 0
+
+    def run(self, shards: Iterable[int]) -> None:
+        joined = ray.is_initialized()
+        if not joined:
+            self._start_ray()
+        try:
+            self._drive(deque(shards))
+        finally:
+            if not joined:
+                ray.shutdown()
+
+    def _start_ray(self) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
+        if self.engine.address:
+            options = {"log_to_driver": False, "logging_level": "error", "address": self.engine.address}
+        else:
+            gpus = self.engine.num_gpus_per_worker
+            options |= {"address": "local", "num_cpus": self.num_workers}
+            options |= {"num_gpus": gpus * self.num_workers} if gpus and not _has_gpus() else {}
+        try:
+            ray.init(**options)
+        except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+            where = self.engine.address or "on this machine"
+            raise RunError(f"Ray cannot be started or reached ({where}): {error}") from error
+
+    @property
+    def num_workers(self) -> int:
+        if self.engine.num_workers:
+            return self.engine.num_workers
+        if self.engine.address:
+            return max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cpus if cpus <= 4 else cpus - 1
+
+    def _spawn(self) -> Any:
+        options = {"num_cpus": 1, "num_gpus": self.engine.num_gpus_per_worker, "max_restarts": 0}
+        return ShardWorker.options(**options).remote(self.task)  # type: ignore[attr-defined]
+
+    def _drive(self, pending: deque[int]) -> None:
+        """A pool of workers, each with at most one shard, until nothing is pending; then the shards that kill."""
+        suspects: list[int] = []
+        in_flight: dict[Any, tuple[Any, int | None]] = {}
+
+        def start_worker() -> None:
+            worker = self._spawn()
+            in_flight[worker.ready.remote()] = (worker, None)
+
+        for _ in range(min(self.num_workers, len(pending))):
+            start_worker()
+        while in_flight:
+            done, _ = ray.wait(list(in_flight), num_returns=1)
+            worker, number = in_flight.pop(done[0])
+            try:
+                marker = ray.get(done[0])
+            except DIED as error:
+                self._count_crash(number, error, pending, suspects)
+                if len(pending) > len(in_flight):
+                    start_worker()
+                continue
+            if number is not None:
+                self.on_done(marker)
+            if pending:
+                following = pending.popleft()
+                in_flight[worker.make.remote(following)] = (worker, following)
+            else:
+                ray.kill(worker)
+        for number in suspects:
+            self._isolate(number)
+
+    def _count_crash(self, number: int | None, error: Exception, pending: deque[int], suspects: list[int]) -> None:
+        if number is None:
+            self.failed_starts += 1
+            if self.failed_starts > 3 * self.num_workers:
+                raise RunError(f"workers die while they start: {error}") from error
+            return
+        self.crashes[number] += 1
+        if self.crashes[number] > RETRIES:
+            suspects.append(number)
+        else:
+            pending.appendleft(number)
+
+    def _isolate(self, number: int) -> None:
+        """Finds the samples that kill their worker, quarantines them, and makes the shard without them."""
+        planned = [ordinal for ordinal, _, _ in self.task.directory().planned(number)]
+        culprits = self._culprits(number, planned)
+        for _ in range(RETRIES + 1):
+            worker = self._spawn()
+            try:
+                self.on_done(ray.get(worker.make.remote(number, tuple(culprits))))
+                return
+            except DIED:
+                continue
+            finally:
+                ray.kill(worker)
+        raise RunError(f"shard {number} kills every worker, and no single sample is the cause; see Ray's logs")
+
+    def _culprits(self, number: int, ordinals: list[int]) -> list[int]:
+        if self._survives(number, ordinals):
+            return []
+        if len(ordinals) == 1:
+            return ordinals
+        middle = len(ordinals) // 2
+        return self._culprits(number, ordinals[:middle]) + self._culprits(number, ordinals[middle:])
+
+    def _survives(self, number: int, ordinals: list[int]) -> bool:
+        """One sample alone gets a second chance, so that a worker killed from outside condemns nobody."""
+        for _ in range(RETRIES if len(ordinals) == 1 else 1):
+            worker = self._spawn()
+            try:
+                ray.get(worker.probe.remote(number, ordinals))
+                return True
+            except DIED:
+                continue
+            finally:
+                ray.kill(worker)
+        return False
+
+
+def _has_gpus() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,139 @@
+"""What an expert is: a generator that yields a thought with a tool call, receives what the tool gave, and in the end
+returns a conclusion. It may branch on what a tool showed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from pearl.pipelines.experts.voice import Voice
+from pearl.records import Box, Region, Sample, ToolCall
+from pearl.tools.base import ToolResult
+
+
+class Rejected(Exception):
+    """This sample gives no trajectory. `reason` is what is counted, `detail` what is recorded beside it."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+class Unsolvable(Rejected):
+    """The allowed tools, or the annotations, do not suffice for this question."""
+
+
+class Contradiction(Rejected):
+    """What a tool showed does not agree with the annotated answer."""
+
+
+@dataclass(frozen=True)
+class Act:
+    """A thought and the call that it leads to."""
+
+    thought: str
+    call: ToolCall
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    thought: str
+    answer: str
+
+
+Steps = Generator[Act, ToolResult, ToolResult]
+Expertise = Generator[Act, ToolResult, Conclusion]
+
+
+class Case:
+    """A sample with the tools that may be used on it, the voice that speaks, and the steps taken so far."""
+
+    def __init__(self, sample: Sample, tools: frozenset[str], voice: Voice) -> None:
+        self.sample, self.tools, self.voice = sample, tools, voice
+        self.query = sample.query
+        self.steps = 0
+
+    def act(self, thought: str, tool: str, **arguments: Any) -> Steps:
+        """Takes one step. The image it makes has the number `steps` afterwards.
+
+        Raises:
+            Rejected: the tool refused the call.
+        """
+        result = yield Act(thought, ToolCall(tool, arguments))
+        self.steps += 1
+        if result.failed:
+            raise Rejected("the tool refused the call", result.text)
+        return result
+
+    def needs(self, *tools: str) -> None:
+        """Raises Unsolvable unless one of `tools` is allowed."""
+        if not self.tools.intersection(tools):
+            raise Unsolvable(f"needs {' or '.join(tools)}")
+
+    def region(self, index: int) -> Region:
+        return self.sample.regions[index]
+
+    def name(self, index: int) -> str:
+        return f"the {self.region(index).label}"
+
+    @property
+    def targets(self) -> list[int]:
+        """The regions that the question is about.
+
+        Raises:
+            Unsolvable: it names none.
+        """
+        targets = list(self.query.get("targets", ()))
+        if not targets:
+            raise Unsolvable("no annotated region says where to look")
+        return targets
+
+    @property
+    def names(self) -> list[str]:
+        """What the question calls its targets."""
+        return list(self.query.get("names") or [self.name(i) for i in self.targets])
+
+    def conclude(self, *findings: str, answer: str | None = None) -> Conclusion:
+        """Findings, then the answer (the annotated one unless another is given)."""
+        final = self.sample.answer if answer is None else answer
+        return Conclusion(" ".join([*findings, self.voice.say("answer", answer=final)]), final)
+
+
+def padded(box: Box, margin: float = 0.2, least: float = 0.085) -> Box:
+    """The box with some surroundings, at least `least` of the image on each side, inside the image."""
+    sides = []
+    for low, high in ((box[0], box[2]), (box[1], box[3])):
+        half = max((high - low) * (0.5 + margin), least / 2)
+        middle = min(max((low + high) / 2, half), 1 - half) if half < 0.5 else 0.5
+        half = min(half, 0.5)
+        sides.append((round(middle - half, 4), round(middle + half, 4)))
+    (x0, x1), (y0, y1) = sides
+    return max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0)
+
+
+def within(box: Box, outer: Box) -> Box:
+    """`box` in the coordinates of a picture that shows `outer` alone."""
+    width, height = outer[2] - outer[0], outer[3] - outer[1]
+    corners = (
+        (box[0] - outer[0]) / width, (box[1] - outer[1]) / height,
+        (box[2] - outer[0]) / width, (box[3] - outer[1]) / height,
+    )  # fmt: skip
+    x0, y0, x1, y1 = (round(min(max(value, 0.0), 1.0), 4) for value in corners)
+    return x0, y0, x1, y1
+
+
+def rounded(box: Box) -> Box:
+    """Four decimals, outwards, so that the box keeps covering what it covered."""
+    return tuple(  # type: ignore[return-value]
+        min(max(round(value + shift, 4), 0.0), 1.0)
+        for value, shift in zip(box, (-5e-5, -5e-5, 5e-5, 5e-5), strict=True)
+    )
+
+
+def union(boxes: list[Box]) -> Box:
+    return min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)
+
+
+def side(box: Box) -> float:
+    return max(box[2] - box[0], box[3] - box[1])

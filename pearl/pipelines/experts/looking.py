@@ -1,0 +1,187 @@
+"""Experts that look closer: attributes and details, existence, counting, places, sizes and colours compared, text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+
+from pearl.pipelines.experts.base import (
+    Act,
+    Case,
+    Conclusion,
+    Contradiction,
+    Expertise,
+    Unsolvable,
+    padded,
+    rounded,
+    side,
+    union,
+    within,
+)
+from pearl.pipelines.experts.voice import article
+from pearl.records import Box
+from pearl.tools.base import ToolResult
+
+TINY, SMALL = 0.07, 0.25
+TEXT_WORDS = re.compile(
+    r"\b(text|words?|letters?|names?|read|reads|says?|written|writing|printed|sign)\b", re.IGNORECASE
+)
+
+
+def look(case: Case, index: int, thought: str, name: str, *, patient: bool = False) -> Generator[Act, ToolResult, None]:
+    """One closer view of a region; `patient`: a tiny one is approached in two steps when there is no zoom."""
+    case.needs("crop", "zoom")
+    box = case.region(index).box
+    if "zoom" in case.tools and (side(box) < SMALL or "crop" not in case.tools):
+        factor = float(min(6, max(1, round(0.35 / side(padded(box))))))
+        yield from case.act(thought, "zoom", image=0, box=list(padded(box)), factor=factor)
+    elif patient and side(box) < TINY:
+        outer = padded(box, margin=1.5, least=0.25)
+        around = case.voice.say("look around", name=name)
+        yield from case.act(around, "crop", image=0, box=list(outer))
+        tighter = case.voice.say("look tighter", name=name)
+        yield from case.act(tighter, "crop", image=case.steps, box=list(within(padded(box), outer)))
+    else:
+        yield from case.act(thought, "crop", image=0, box=list(padded(box)))
+
+
+def attribute(case: Case) -> Expertise:
+    """One look at each region that the question is about; more tools, more evidence."""
+    names = case.names
+    for number, (target, name) in enumerate(zip(case.targets[:4], names, strict=False)):
+        thought = case.voice.say("look also" if number else "look", name=name)
+        yield from look(case, target, thought, name, patient=len(names) == 1)
+    kind = case.query.get("attribute")
+    if "edges" in case.tools and kind == "shape":
+        yield from case.act(case.voice.say("outlines", name=names[0]), "edges", image=case.steps)
+    if "segment" in case.tools and kind == "colour" and case.voice.chance(0.5):
+        box = rounded(case.region(case.targets[0]).box)
+        yield from case.act(case.voice.say("segment", name=names[0]), "segment", image=0, box=list(box))
+    if "ocr" in case.tools and TEXT_WORDS.search(case.sample.question):
+        result = yield from case.act(case.voice.say("read"), "ocr", image=case.steps)
+        text = " ".join(line["text"] for line in result.numbers["lines"])
+        if _agrees(text, case.sample.answer):
+            return case.conclude(case.voice.say("text", text=text))
+    if kind is None:
+        return case.conclude(case.voice.say("in view", name=names[-1]))
+    finding = "form" if kind == "shape" else "value"
+    return case.conclude(case.voice.say(finding, name=names[0], value=case.sample.answer))
+
+
+def _agrees(text: str, answer: str) -> bool:
+    """Every word of the answer was read."""
+    read = re.findall(r"\w+", text.casefold())
+    return all(word in read for word in re.findall(r"\w+", answer.casefold()))
+
+
+def existence(case: Case) -> Expertise:
+    """Looks at the candidates until one is what was asked for."""
+    if "candidates" not in case.query:
+        return (yield from attribute(case))
+    wanted, matches = case.query["name"], set(case.query["matches"])
+    candidates = list(case.query["candidates"])
+    candidates = [candidates[i] for i in case.voice.rng.permutation(len(candidates))]
+    if not candidates:
+        raise Unsolvable("no annotated region says where to look")
+    said = [case.voice.say("search", article=article(wanted))]
+    for index in candidates:
+        yield from look(case, index, " ".join(said), "this candidate")
+        if index in matches:
+            return case.conclude(case.voice.say("found", article=article(wanted)), answer="yes")
+        finding = case.voice.say("other", other=article(case.region(index).label), article=article(wanted))
+        said = [finding, case.voice.say("search on")]
+    return case.conclude(said[0], case.voice.say("none left", name=wanted, article=article(wanted)), answer="no")
+
+
+def counting(case: Case) -> Expertise:
+    """Looks at each, or outlines all where the tool for that is allowed."""
+    matches = list(case.query.get("matches", case.query.get("targets", ())))
+    if not matches:
+        raise Unsolvable("no annotated region says where to look")
+    if str(len(matches)) != case.sample.answer:
+        raise Contradiction("the number of regions contradicts the answer", f"{len(matches)}, not {case.sample.answer}")
+    plural = case.query.get("plural", f"instances of “{case.region(matches[0]).label}”")
+    total = case.voice.say("counted all", count=str(len(matches)))
+    if "highlight" in case.tools and (len(matches) > 4 or case.voice.chance(0.5)):
+        boxes = [list(rounded(case.region(i).box)) for i in matches]
+        yield from case.act(case.voice.say("outline all", plural=plural), "highlight", image=0, boxes=boxes)
+        return case.conclude(total)
+    if len(matches) > 6:
+        raise Unsolvable("too many to look at one by one: needs highlight")
+    said = [case.voice.say("count", plural=plural)]
+    for number, index in enumerate(matches, start=1):
+        yield from look(case, index, " ".join(said), "it")
+        said = [case.voice.say("counted", count=str(number)), case.voice.say("count on")]
+    return case.conclude(total)
+
+
+def relation(case: Case) -> Expertise:
+    """Both in one view: outlined, or cut out together."""
+    targets, names = case.targets, case.names
+    boxes = [case.region(i).box for i in targets]
+    if "crop" in case.tools and len(targets) == 2 and max(map(side, boxes)) < SMALL and case.voice.chance(0.4):
+        for number, (target, name) in enumerate(zip(targets, names, strict=True)):
+            thought = case.voice.say("look also" if number else "look", name=name)
+            yield from look(case, target, thought, name)
+    thought = case.voice.say("both in view", a=names[0], b=names[-1])
+    if "highlight" in case.tools:
+        yield from case.act(thought, "highlight", image=0, boxes=[list(rounded(box)) for box in boxes])
+    else:
+        case.needs("highlight", "crop", "zoom")
+        view = list(padded(union(boxes), margin=0.1))
+        factor = {} if "crop" in case.tools else {"factor": 1.0}
+        yield from case.act(thought, "crop" if "crop" in case.tools else "zoom", image=0, box=view, **factor)
+    if "axis" not in case.query:
+        return case.conclude(case.voice.say("in view", name=names[0]))
+    words = {"left": "to the left of", "right": "to the right of"}
+    how = words.get(case.sample.answer, case.sample.answer)
+    return case.conclude(case.voice.say("relation", a=names[0], b=names[1], relation=how))
+
+
+def comparison(case: Case) -> Expertise:
+    if case.query.get("by") == "size":
+        return (yield from _size(case))
+    if case.query.get("by") == "colour":
+        return (yield from _same_colour(case))
+    return (yield from attribute(case))
+
+
+def _size(case: Case) -> Expertise:
+    """Cuts out both exactly and compares the cuts."""
+    case.needs("crop", "zoom")
+    tool, factor = ("crop", {}) if "crop" in case.tools else ("zoom", {"factor": 1.0})
+    areas = []
+    for target, name in zip(case.targets, case.names, strict=True):
+        box: Box = rounded(case.region(target).box)
+        result = yield from case.act(case.voice.say("measure", name=name), tool, image=0, box=list(box), **factor)
+        areas.append(result.numbers["width"] * result.numbers["height"])
+    larger = case.names[0] if areas[0] > areas[1] else case.names[1]
+    if larger != case.sample.answer:
+        raise Contradiction("the measured sizes contradict the answer", f"{areas[0]} and {areas[1]} pixels")
+    return case.conclude(case.voice.say("larger", first=str(areas[0]), second=str(areas[1]), larger=larger))
+
+
+def _same_colour(case: Case) -> Expertise:
+    for number, (target, name) in enumerate(zip(case.targets, case.names, strict=True)):
+        yield from look(case, target, case.voice.say("look also" if number else "look", name=name), name)
+    return conclude_colours(case, case.targets)
+
+
+def conclude_colours(case: Case, pair: list[int]) -> Conclusion:
+    """Whether two regions, which have been looked at, have the same colour."""
+    first, second = (case.region(i).attributes["colour"] for i in pair)
+    if first == second:
+        return case.conclude(case.voice.say("same", value=first), answer="yes")
+    return case.conclude(case.voice.say("different", first=first, second=second), answer="no")
+
+
+def text(case: Case) -> Expertise:
+    """Reads the whole picture; what was read is the answer where none is annotated."""
+    case.needs("ocr")
+    result = yield from case.act(case.voice.say("read"), "ocr", image=0)
+    read = " ".join(line["text"] for line in result.numbers["lines"])
+    if not read.strip():
+        raise Contradiction("no text was found")
+    if case.sample.answer and not _agrees(read, case.sample.answer):
+        raise Contradiction("the text that was read contradicts the answer", read)
+    return case.conclude(case.voice.say("text", text=read), answer=case.sample.answer or read)

@@ -1,0 +1,222 @@
+"""Generation from end to end: plan, make the shards on an engine, check that everything adds up, finish."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pearl import __version__
+from pearl.parquet import concatenate
+from pearl.pipelines.config import GenerateConfig, fingerprint, recipe
+from pearl.pipelines.engines import EngineConfig, make_shards
+from pearl.pipelines.errors import RunError
+from pearl.pipelines.progress import Progress
+from pearl.pipelines.run_directory import RunDirectory, faults_explained, read_json, whole, write_json
+from pearl.pipelines.shards import ShardTask
+
+MAX_QUARANTINED = 0.05
+
+
+@dataclass(frozen=True)
+class OutputPolicy:
+    """What happens when the output is there already: `resume` continues it, `overwrite` starts anew, else an error."""
+
+    resume: bool = False
+    overwrite: bool = False
+    max_quarantined: float = MAX_QUARANTINED
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+
+
+def generate(
+    config: GenerateConfig, out: Path, engine: EngineConfig, policy: OutputPolicy, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Generates trajectories into `out` (a folder, or one `.parquet` file) and returns the manifest.
+
+    Raises:
+        RunError: the output is there already, the machine failed, or too many samples had to be quarantined.
+        SourceError: a source cannot be used.
+        ToolUnavailable: a tool or its model is missing.
+    """
+    directory = RunDirectory(out, config.source_options.split)
+    made_by = recipe(config)
+    settings: dict[str, Any] = {"config": config.as_json(), "recipe": made_by, "fingerprint": fingerprint(made_by)}
+    _admit(directory, settings, policy)
+    directory.create()
+    with _locked(directory):
+        directory.sweep()
+        if (manifest := _complete(directory)) is not None:
+            return manifest
+        if not directory.plan.exists():
+            write_json(directory.settings, settings)
+            directory.write_plan(config.open_sources(), config.shard_size)
+        planned, total = directory.size()
+        if planned == 0:
+            raise RunError("the sources hold no sample")
+        task = ShardTask(config, settings["fingerprint"], str(out), total)
+        _make(directory, task, engine, policy, progress or Progress.silent(), planned)
+        return _finish(directory, task, settings, planned)
+
+
+def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPolicy) -> None:
+    """Refuses an output that is there and is not to be continued or replaced."""
+    if policy.overwrite:
+        directory.remove()
+        return
+    previous = read_json(directory.settings)
+    if previous is None:
+        for path in filter(None, (directory.single_file, directory.root)):
+            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+                raise RunError(f"{path} is there already and is no run of pearl-gen; choose another --out")
+        return
+    if not policy.resume:
+        state = "a finished run" if directory.manifest.exists() else "an unfinished run"
+        raise RunError(f"{directory.root} holds {state}: --resume continues it, --overwrite starts anew")
+    if previous["config"] != settings["config"]:
+        raise RunError(
+            f"{directory.root} was made with another configuration; it cannot be resumed:\n{_differences(previous['config'], settings['config'])}"
+        )
+    if previous["fingerprint"] != settings["fingerprint"]:
+        changes = _differences(previous["recipe"], settings["recipe"])
+        raise RunError(
+            f"{directory.root} was made with other inputs, models or versions; it cannot be resumed:\n{changes}"
+        )
+
+
+def _differences(old: Any, new: Any, where: str = "") -> str:
+    """The leaves in which two JSON values differ, a line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        lines = (_differences(old.get(n), new.get(n), f"{where}.{n}" if where else n) for n in names)
+        return "\n".join(line for line in lines if line)
+    return "" if old == new else f"  {where}: {old!r} there, {new!r} now"
+
+
+@contextmanager
+def _locked(directory: RunDirectory) -> Iterator[None]:
+    with faults_explained(directory.run):
+        lock = FileLock(directory.run / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"another process is working on {directory.root}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _complete(directory: RunDirectory) -> dict[str, Any] | None:
+    """The manifest, when the run is complete and its output still there."""
+    manifest = read_json(directory.manifest)
+    if manifest is None:
+        return None
+    files = [directory.single_file] if directory.single_file else [directory.root / f for f in manifest["files"]]
+    return manifest if all(file.exists() for file in files) else None
+
+
+def _make(
+    directory: RunDirectory,
+    task: ShardTask,
+    engine: EngineConfig,
+    policy: OutputPolicy,
+    progress: Progress,
+    planned: int,
+) -> None:
+    done, missing = [], []
+    for number in range(task.total):
+        marker = directory.finished(number, task.total, task.fingerprint)
+        done.append(marker) if marker else missing.append(number)
+    allowed = max(10.0, policy.max_quarantined * planned)
+    quarantined = 0
+
+    def on_done(marker: dict[str, Any]) -> None:
+        nonlocal quarantined
+        quarantined += marker["quarantined"]
+        progress.update(marker)
+        if quarantined > allowed:
+            raise RunError(
+                f"{quarantined} of {planned} samples are quarantined, more than --max-quarantined allows; the reasons"
+                f" stand in {directory.run / 'refused'}"
+            )
+
+    with progress.over(planned):
+        for marker in done:
+            on_done(marker)
+        if missing:
+            make_shards(task, missing, engine, on_done)
+
+
+def _finish(directory: RunDirectory, task: ShardTask, settings: dict[str, Any], planned: int) -> dict[str, Any]:
+    """Checks the sums, joins the shards where one file is wanted, and writes the manifest last."""
+    sums: dict[str, Counter[str]] = {name: Counter() for name in ("rejected", "skills", "steps", "tools", "seconds")}
+    totals: Counter[str] = Counter()
+    for marker in directory.markers(task.total):
+        for name, counter in sums.items():
+            counter.update(marker[name])
+        totals.update({name: marker[name] for name in ("planned", "kept", "quarantined", "bytes")})
+    rejected = sum(sums["rejected"].values())
+    if not totals["kept"] + rejected + totals["quarantined"] == totals["planned"] == planned:
+        raise RunError(f"the counts do not add up: {dict(totals)}, {rejected} rejected, {planned} planned")
+    shards = [directory.shard(number, task.total) for number in range(task.total)]
+    if directory.single_file:
+        made_by = {"fingerprint": task.fingerprint, "config": settings["config"]}
+        with whole(directory.single_file) as partial:
+            concatenate(shards, partial, made_by)
+        files = [str(directory.single_file.name)]
+    else:
+        files = [shard.relative_to(directory.root).as_posix() for shard in shards]
+    manifest = {
+        "pearl": __version__,
+        "fingerprint": task.fingerprint,
+        "files": files,
+        "planned": planned,
+        "kept": totals["kept"],
+        "quarantined": totals["quarantined"],
+        "bytes": totals["bytes"],
+        **{name: dict(sorted(counter.items())) for name, counter in sums.items()},
+        **settings,
+    }
+    write_json(directory.manifest, manifest)
+    if directory.single_file:
+        shutil.rmtree(directory.data)
+    return manifest
+
+
+def preview(config: GenerateConfig, out: Path) -> dict[str, Any]:
+    """What `generate` would do, without writing: samples by source, shards, and the outcomes of the first samples."""
+    import tempfile
+
+    from pearl.pipelines.shards import ShardMaker
+
+    made_by = recipe(config)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory(Path(folder) / "preview", config.source_options.split)
+        directory.create()
+        directory.write_plan(config.open_sources(), config.shard_size)
+        planned, total = directory.size()
+        if planned == 0:
+            raise RunError("the sources hold no sample")
+        maker = ShardMaker(ShardTask(config, fingerprint(made_by), str(directory.root), total))
+        first = maker.first_trajectory()
+        by_source = Counter(
+            config.sources[source] for shard in range(total) for _, source, _ in directory.planned(shard)
+        )
+    return {
+        "out": str(out),
+        "planned": planned,
+        "shards": total,
+        "by_source": dict(by_source),
+        "recipe": made_by,
+        "fingerprint": fingerprint(made_by),
+        "first": first,
+    }

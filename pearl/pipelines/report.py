@@ -1,0 +1,107 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pearl.pipelines.inspection import Inspection
+from pearl.pipelines.rollout import Refusal
+from pearl.records import Trajectory
+
+
+def print_summary(console: Console, manifest: Mapping[str, Any], out: Path) -> None:
+    """What a run made, and how to go on."""
+    rejected, kept = sum(manifest["rejected"].values()), manifest["kept"]
+    console.print(
+        f"[bold]{kept} trajectories[/] in {out} ({manifest['bytes'] / 1e6:.1f} MB):"
+        f" {manifest['planned']} planned = {kept} kept + {rejected} rejected + {manifest['quarantined']} quarantined"
+    )
+    if kept:
+        several = sum(n for steps, n in manifest["steps"].items() if int(steps) > 1)
+        console.print(f"steps: {_listed(manifest['steps'])}; {several / kept:.0%} have two or more")
+        console.print(f"tools: {_listed(manifest['tools'])}")
+        console.print(f"skills: {_listed(manifest['skills'])}")
+    if manifest["rejected"]:
+        console.print(f"rejected: {_listed(manifest['rejected'])}")
+    console.print(f"look at them:  pearl-gen view {out}", highlight=False)
+    console.print(
+        f"load them:     datasets.load_dataset('parquet', data_files='{_glob(out)}', split='train')", highlight=False
+    )
+
+
+def _glob(out: Path) -> str:
+    return str(out) if out.suffix == ".parquet" else f"{out}/data/*.parquet"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def print_preview(console: Console, found: Mapping[str, Any]) -> None:
+    console.print(f"would write {found['planned']} samples as {found['shards']} shards to {found['out']}")
+    console.print(f"sources: {_listed(found['by_source'])}")
+    console.print(f"fingerprint: {found['fingerprint'][:16]}")
+    first = found["first"]
+    if isinstance(first, Refusal):
+        console.print(
+            f"no sample of the first shard gives a trajectory; the first reason: {first.reason}: {first.detail}"
+        )
+    else:
+        console.print("the first trajectory:\n")
+        print_trajectory(console, first)
+
+
+def print_trajectory(console: Console, trajectory: Trajectory) -> None:
+    """A trajectory as text."""
+    options = f" ({' / '.join(trajectory.choices)})" if trajectory.choices else ""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    say(f"question:    {trajectory.question}{options}")
+    for number, step in enumerate(trajectory.steps, start=1):
+        say(f"thought:     {step.thought}")
+        say(f"call:        {step.call.tool} {json.dumps(step.call.arguments)}")
+        picture = " [image]" if step.observation.image else ""
+        say(f"observation: {step.observation.text}{picture}  ({number})")
+    say(f"conclusion:  {trajectory.conclusion}")
+    say(f"answer:      {trajectory.answer}")
+
+
+def print_inspection(console: Console, found: Inspection) -> None:
+    console.print(
+        f"[bold]{found.rows} trajectories[/] in {found.files} file(s), {found.bytes / 1e6:.1f} MB"
+        f" ({found.bytes / max(found.rows, 1) / 1e3:.0f} kB each, {found.image_bytes / max(found.bytes, 1):.0%} images)"
+    )
+    for title, counts in (
+        ("skill", found.skills), ("source", found.sources), ("license", found.licenses),
+        ("steps", {str(n): c for n, c in sorted(found.steps.items())}), ("tools used", found.combinations),
+    ):  # fmt: skip
+        _print_counts(console, title, counts, found.rows)
+    _print_counts(console, "calls by tool", found.tools, sum(found.tools.values()))
+    if found.refusals:
+        table = Table("refused because", "samples", "for example")
+        for reason, (count, example) in sorted(found.refusals.items(), key=lambda item: -item[1][0]):
+            table.add_row(reason, str(count), example[:120])
+        console.print(table)
+    if found.manifest:
+        total = sum(found.manifest["seconds"].values())
+        console.print(f"seconds of work: {total:.0f}, of which {_shares(found.manifest['seconds'], total)}")
+
+
+def _shares(seconds: Mapping[str, float], total: float) -> str:
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {value / max(total, 1e-9):.0%}" for name, value in ordered)
+
+
+def _print_counts(console: Console, title: str, counts: Mapping[str, int], total: int) -> None:
+    table = Table(title, "count", "share")
+    for name, count in counts.items() if title == "steps" else sorted(counts.items(), key=lambda item: -item[1]):
+        table.add_row(name, str(count), f"{count / max(total, 1):.0%}")
+    console.print(table)

@@ -1,0 +1,224 @@
+"""Drives many experts in lockstep: all pending calls of one tool run as one batch."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pearl.images import ImageError, ImageFormat, Picture, decode, encode
+from pearl.pipelines.checks import check_observation, check_trajectory
+from pearl.pipelines.errors import RunError
+from pearl.pipelines.experts import EXPERT, Case, Conclusion, Expertise, Rejected, solve
+from pearl.pipelines.experts.base import Act
+from pearl.pipelines.experts.voice import Voice
+from pearl.randomness import generator
+from pearl.records import EncodedImage, Observation, Sample, Step, ToolCall, Trajectory
+from pearl.tools import Toolbox, ToolResult, ToolUnavailable
+
+LOCKSTEP = 32
+"""How many samples are in flight; bounds the decoded images in memory."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A sample that gave no trajectory: rejected by a check or an expert, or quarantined after an exception."""
+
+    key: str
+    source: str
+    skill: str
+    reason: str
+    detail: str = ""
+    quarantined: bool = False
+    step: int = 0
+    tool: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    traceback: str = ""
+
+
+class Timings:
+    """Seconds by activity."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def of(self, activity: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] += time.perf_counter() - begin
+
+
+class _Flight:
+    """One sample on its way: its expert, the images so far, the steps taken."""
+
+    def __init__(self, identity: str, sample: Sample, pixels: np.ndarray, expertise: Expertise) -> None:
+        self.identity, self.sample, self.expertise = identity, sample, expertise
+        self.pictures: list[Picture | None] = [Picture(pixels, sample.depth)]
+        self.taken: list[tuple[Act, ToolResult]] = []
+        self.act: Act | None = None
+
+    def start(self) -> Conclusion | None:
+        return self._advance(None)
+
+    def receive(self, result: ToolResult) -> Conclusion | None:
+        """Hands over the result of the pending act; a conclusion when the expert is done."""
+        assert self.act is not None
+        if not result.failed:
+            check_observation(result)
+        self.taken.append((self.act, result))
+        self.pictures.append(None if result.pixels is None else Picture(result.pixels))
+        return self._advance(result)
+
+    def _advance(self, result: ToolResult | None) -> Conclusion | None:
+        try:
+            self.act = next(self.expertise) if result is None else self.expertise.send(result)
+        except StopIteration as stop:
+            conclusion: Conclusion = stop.value
+            return conclusion
+        return None
+
+    def refusal(self, error: Exception) -> Refusal:
+        call = self.act.call if self.act else ToolCall("", {})
+        known = isinstance(error, Rejected)
+        return Refusal(
+            key=self.sample.key,
+            source=self.sample.source,
+            skill=self.sample.skill,
+            reason=error.reason if isinstance(error, Rejected) else type(error).__name__,
+            detail=error.detail if isinstance(error, Rejected) else str(error),
+            quarantined=not known,
+            step=len(self.taken) + 1,
+            tool=call.tool,
+            arguments=dict(call.arguments),
+            traceback="" if known else "".join(traceback.format_exception(error)[-4:]),
+        )
+
+
+class Rollout:
+    """Turns samples into trajectories.
+
+    Args:
+        toolbox: What the experts may use.
+        seed: Decides, together with a sample's id, everything that is random.
+        image_format: How tool images are stored; each tool's own format when None.
+        max_pixels: Larger images are refused.
+    """
+
+    def __init__(self, toolbox: Toolbox, seed: int, image_format: ImageFormat | None, max_pixels: int) -> None:
+        self.toolbox, self.seed, self.image_format, self.max_pixels = toolbox, seed, image_format, max_pixels
+        self.timings = Timings()
+
+    def run(self, samples: Sequence[tuple[str, Sample]]) -> list[Trajectory | Refusal]:
+        """One outcome a sample, in order; `samples` are pairs of trajectory id and sample.
+
+        Raises:
+            RunError: a model or the machine failed, not a sample.
+        """
+        outcomes: dict[str, Trajectory | Refusal] = {}
+        flights = []
+        for identity, sample in samples:
+            flight = self._launch(identity, sample)
+            if isinstance(flight, Refusal):
+                outcomes[identity] = flight
+            else:
+                flights.append(flight)
+        pending = [f for f in flights if self._move(f, f.start, outcomes)]
+        while pending:
+            results = self._execute(pending)
+            pending = [
+                flight
+                for flight, result in zip(pending, results, strict=True)
+                if self._move(flight, lambda f=flight, r=result: _received(f, r), outcomes)  # type: ignore[misc]
+            ]
+        return [outcomes[identity] for identity, _ in samples]
+
+    def _launch(self, identity: str, sample: Sample) -> _Flight | Refusal:
+        try:
+            with self.timings.of("decode"):
+                pixels = decode(sample.image.data, self.max_pixels)
+            case = Case(sample, self.toolbox.names, Voice(generator("expert", self.seed, identity)))
+            return _Flight(identity, sample, pixels, solve(case))
+        except ImageError as error:
+            return Refusal(sample.key, sample.source, sample.skill, "bad input", f"{sample.image.path}: {error}")
+        except Rejected as error:
+            return Refusal(sample.key, sample.source, sample.skill, error.reason, error.detail)
+
+    def _move(self, flight: _Flight, advance: Any, outcomes: dict[str, Trajectory | Refusal]) -> bool:
+        """Advances a flight by one act; False when it has ended, with its outcome recorded."""
+        try:
+            conclusion = advance()
+            if conclusion is None:
+                return True
+            with self.timings.of("encode"):
+                trajectory = self._record(flight, conclusion)
+            check_trajectory(trajectory)
+            outcomes[flight.identity] = trajectory
+        except (RunError, ToolUnavailable, MemoryError):
+            raise
+        except Exception as error:  # whatever a tool or an expert raises is this sample's alone
+            outcomes[flight.identity] = flight.refusal(error)
+        return False
+
+    def _execute(self, flights: Sequence[_Flight]) -> list[ToolResult | Exception]:
+        """The pending calls' results, those of one tool as one batch."""
+        results: dict[str, ToolResult | Exception] = {}
+        by_tool: dict[str, list[_Flight]] = defaultdict(list)
+        for flight in flights:
+            assert flight.act is not None
+            by_tool[flight.act.call.tool].append(flight)
+        for tool, group in by_tool.items():
+            with self.timings.of(tool):
+                for flight, result in zip(group, self._batch(group), strict=True):
+                    results[flight.identity] = result
+        return [results[flight.identity] for flight in flights]
+
+    def _batch(self, flights: Sequence[_Flight]) -> Sequence[ToolResult | Exception]:
+        """A batch that fails as a whole is run call by call, so that only the culprit fails."""
+        try:
+            return self.toolbox.execute([(f.act.call, f.pictures) for f in flights if f.act])
+        except (ToolUnavailable, RunError):
+            raise
+        except Exception as error:
+            if len(flights) == 1:
+                return [error]
+            return [result for flight in flights for result in self._batch([flight])]
+
+    def _record(self, flight: _Flight, conclusion: Conclusion) -> Trajectory:
+        sample = flight.sample
+        return Trajectory(
+            id=flight.identity,
+            image=sample.image,
+            question=sample.question,
+            choices=sample.choices,
+            answer=conclusion.answer,
+            steps=tuple(
+                Step(act.thought, act.call, Observation(result.text, self._encoded(act.call.tool, result)))
+                for act, result in flight.taken
+            ),
+            conclusion=conclusion.thought,
+            expert=EXPERT,
+            skill=sample.skill,
+            source=sample.source,
+            license=sample.license,
+            seed=self.seed,
+        )
+
+    def _encoded(self, tool: str, result: ToolResult) -> EncodedImage | None:
+        if result.pixels is None:
+            return None
+        return EncodedImage(encode(result.pixels, self.image_format or self.toolbox[tool].image_format))
+
+
+def _received(flight: _Flight, result: ToolResult | Exception) -> Conclusion | None:
+    if isinstance(result, Exception):
+        raise result
+    return flight.receive(result)

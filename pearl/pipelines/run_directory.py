@@ -1,0 +1,181 @@
+"""The files of a run: the plan, the shards with their done-markers, what was refused, the manifest.
+
+    OUT/data/train-00007-of-00123.parquet   trajectories; `load_dataset(OUT)` and the Hub take these
+    OUT/manifest.json                       written last: its existence means that the run is complete
+    OUT/run/run.json                        configuration and fingerprint
+    OUT/run/plan.parquet                    every sample's ordinal, key and shard, frozen before work starts
+    OUT/run/done/00007.json                 counts, hash and timings of a finished shard
+    OUT/run/refused/00007.jsonl             its rejected and quarantined samples, with reasons
+
+With `--out FILE.parquet`, OUT is `FILE.parquet.run`, and the shards are joined into FILE.parquet in the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pearl.pipelines.errors import RunError
+from pearl.pipelines.sources import Item, Source
+
+_PLAN = pa.schema(
+    [
+        ("ordinal", pa.int64()),
+        ("shard", pa.int32()),
+        ("source", pa.int32()),
+        ("key", pa.string()),
+        ("record", pa.string()),
+        ("problem", pa.string()),
+    ]
+)
+_SYSTEM_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+class RunDirectory:
+    """Paths and atomic writes of one run. `out` is a folder, or a `.parquet` file with a run folder beside it."""
+
+    def __init__(self, out: Path, split: str) -> None:
+        self.single_file = out if out.suffix == ".parquet" else None
+        self.root = out.with_name(out.name + ".run") if self.single_file else out
+        self.split = split
+        self.data, self.run = self.root / "data", self.root / "run"
+        self.manifest, self.plan, self.settings = (
+            self.root / "manifest.json",
+            self.run / "plan.parquet",
+            self.run / "run.json",
+        )
+
+    def shard(self, number: int, total: int) -> Path:
+        return self.data / f"{self.split}-{number:05d}-of-{total:05d}.parquet"
+
+    def marker(self, number: int) -> Path:
+        return self.run / "done" / f"{number:05d}.json"
+
+    def refused(self, number: int) -> Path:
+        return self.run / "refused" / f"{number:05d}.jsonl"
+
+    def create(self) -> None:
+        with faults_explained(self.root):
+            for folder in (self.data, self.run / "done", self.run / "refused"):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Deletes what this run made, and nothing else."""
+        with faults_explained(self.root):
+            for folder in (self.data, self.run):
+                shutil.rmtree(folder, ignore_errors=True)
+            self.manifest.unlink(missing_ok=True)
+            if self.single_file:
+                self.single_file.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Deletes temporary files that a killed run left."""
+        for folder in (self.data, self.run, self.run / "done", self.run / "refused"):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
+    def write_plan(self, sources: Iterable[Source], shard_size: int) -> int:
+        """Lists all sources into the plan, one row group a shard; the number of samples."""
+        ordinal = 0
+        with whole(self.plan) as partial, pq.ParquetWriter(partial, _PLAN, compression="zstd") as writer:
+            rows: list[dict[str, Any]] = []
+            for number, source in enumerate(sources):
+                for item in source.items():
+                    record = json.dumps(item.record, ensure_ascii=False)
+                    rows.append(
+                        {"ordinal": ordinal, "shard": ordinal // shard_size, "source": number, "key": item.key,
+                         "record": record, "problem": item.problem}
+                    )  # fmt: skip
+                    ordinal += 1
+                    if len(rows) == shard_size:
+                        writer.write_batch(pa.RecordBatch.from_pylist(rows, _PLAN))
+                        rows = []
+            if rows:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, _PLAN))
+        return ordinal
+
+    def planned(self, shard: int) -> Iterator[tuple[int, int, Item]]:
+        """The samples of a shard: ordinal, index of the source, item."""
+        with pq.ParquetFile(self.plan) as file:
+            rows = file.read_row_group(shard).to_pylist()
+        for row in rows:
+            yield row["ordinal"], row["source"], Item(row["key"], json.loads(row["record"]), row["problem"])
+
+    def size(self) -> tuple[int, int]:
+        """Samples and shards of the plan."""
+        metadata = pq.read_metadata(self.plan)
+        return metadata.num_rows, metadata.num_row_groups
+
+    def finished(self, number: int, total: int, fingerprint: str) -> dict[str, Any] | None:
+        """The marker of a shard that is there, whole and of this recipe; else None."""
+        marker = read_json(self.marker(number))
+        shard = self.shard(number, total)
+        if marker is None or marker.get("fingerprint") != fingerprint or not shard.exists():
+            return None
+        return marker if marker.get("sha256") == sha256(shard) else None
+
+    def markers(self, total: int) -> Iterator[dict[str, Any]]:
+        for number in range(total):
+            marker = read_json(self.marker(number))
+            if marker is None:
+                raise RunError(f"shard {number} has no done-marker in {self.run / 'done'}")
+            yield marker
+
+    def refusals(self) -> Iterator[dict[str, Any]]:
+        for path in sorted((self.run / "refused").glob("*.jsonl")):
+            with path.open(encoding="utf-8") as file:
+                yield from (json.loads(line) for line in file)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; renamed onto it when the block ends well, so that the file appears whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with faults_explained(path):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def faults_explained(path: Path) -> Iterator[None]:
+    """Turns a full disk or a missing permission into a RunError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _SYSTEM_FAULTS or isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None when it is missing or cut off."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,170 @@
+"""Making one shard: read its samples, roll out, check, encode, write, mark as done. The unit of work of every engine."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pearl.parquet import TrajectoryWriter
+from pearl.pipelines.config import GenerateConfig, trajectory_id
+from pearl.pipelines.errors import RunError
+from pearl.pipelines.rollout import LOCKSTEP, Refusal, Rollout
+from pearl.pipelines.run_directory import RunDirectory, sha256, whole, write_json
+from pearl.pipelines.sources import BadRecord, Item, SourceError
+from pearl.records import Sample, Trajectory
+from pearl.scenes.render import RendererUnavailable
+from pearl.tools import ToolUnavailable
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker needs to know of a run: small, and the same for all its shards."""
+
+    config: GenerateConfig
+    fingerprint: str
+    out: str
+    total: int
+
+    def directory(self) -> RunDirectory:
+        return RunDirectory(Path(self.out), self.config.source_options.split)
+
+
+class ShardMaker:
+    """Makes shards. Holds what is costly to open: the sources and the tools with their models."""
+
+    def __init__(self, task: ShardTask) -> None:
+        limit_threads()
+        self.task = task
+        self.directory = task.directory()
+        self.sources = task.config.open_sources()
+        self.toolbox = task.config.open_toolbox()
+
+    def make(self, number: int, culprits: Collection[int] = ()) -> dict[str, Any]:
+        """Makes shard `number` and returns its marker; `culprits` are ordinals that killed workers, to be quarantined.
+
+        Raises:
+            RunError: the machine or a model failed.
+        """
+        rollout = self._rollout()
+        counts = _Counts()
+        target = self.directory.shard(number, self.task.total)
+        made_by = {"fingerprint": self.task.fingerprint, "config": self.task.config.as_json()}
+        with whole(target) as partial, TrajectoryWriter(partial, made_by) as writer:
+            for outcome in self._outcomes(rollout, number, culprits):
+                counts.add(outcome)
+                if isinstance(outcome, Trajectory):
+                    with rollout.timings.of("write"):
+                        writer.write(outcome)
+            with rollout.timings.of("write"):
+                writer.close()
+        with whole(self.directory.refused(number)) as partial:
+            lines = (json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in counts.refusals)
+            partial.write_text("".join(lines), encoding="utf-8")
+        marker = {
+            "shard": number,
+            "fingerprint": self.task.fingerprint,
+            "sha256": sha256(target),
+            "bytes": target.stat().st_size,
+            "seconds": {name: round(seconds, 4) for name, seconds in rollout.timings.seconds.items()},
+            **counts.as_json(),
+        }
+        write_json(self.directory.marker(number), marker)
+        return marker
+
+    def probe(self, number: int, ordinals: Collection[int]) -> None:
+        """Rolls out some samples of a shard and keeps nothing: finds out whether they kill the worker."""
+        everything = {ordinal for ordinal, _, _ in self.directory.planned(number)}
+        for _ in self._outcomes(self._rollout(), number, everything - set(ordinals), silent=True):
+            pass
+
+    def first_trajectory(self) -> Trajectory | Refusal:
+        """The first trajectory of the first shard; when all its samples are refused, the first refusal."""
+        refusal: Refusal | None = None
+        for outcome in self._outcomes(self._rollout(), 0, ()):
+            if isinstance(outcome, Trajectory):
+                return outcome
+            refusal = refusal or outcome
+        assert refusal is not None
+        return refusal
+
+    def _rollout(self) -> Rollout:
+        config = self.task.config
+        return Rollout(self.toolbox, config.seed, config.image_format, config.source_options.max_pixels)
+
+    def _outcomes(
+        self, rollout: Rollout, number: int, culprits: Collection[int], silent: bool = False
+    ) -> Iterator[Trajectory | Refusal]:
+        """The outcomes of a shard in the plan's order, `LOCKSTEP` samples at a time."""
+        planned = list(self.directory.planned(number))
+        for start in range(0, len(planned), LOCKSTEP):
+            read = []
+            for ordinal, source, item in planned[start : start + LOCKSTEP]:
+                if ordinal not in culprits:
+                    read.append(self._read(rollout, source, item))
+                elif not silent:
+                    name, reason = self.sources[source].name, "the worker died"
+                    detail = "every process that worked on this sample was killed"
+                    read.append(Refusal(item.key, name, "", reason, detail, quarantined=True))
+            try:
+                rolled = iter(rollout.run([one for one in read if not isinstance(one, Refusal)]))
+            except (ToolUnavailable, MemoryError) as error:
+                raise RunError(str(error) or "out of memory") from error
+            yield from (one if isinstance(one, Refusal) else next(rolled) for one in read)
+
+    def _read(self, rollout: Rollout, number: int, item: Item) -> tuple[str, Sample] | Refusal:
+        source = self.sources[number]
+        try:
+            if item.problem is not None:
+                raise BadRecord(item.problem)
+            with rollout.timings.of("read"):
+                sample = source.read(item)
+            return trajectory_id(self.task.fingerprint, source.name, item.key, sample.image.data), sample
+        except BadRecord as error:
+            return Refusal(item.key, source.name, "", "bad input", str(error))
+        except (SourceError, RendererUnavailable) as error:
+            raise RunError(str(error)) from error
+        except Exception as error:  # a reader's bug is this record's alone
+            return Refusal(item.key, source.name, "", type(error).__name__, str(error), quarantined=True)
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.refusals: list[Refusal] = []
+        self.kept: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()
+        self.tools: Counter[str] = Counter()
+
+    def add(self, outcome: Trajectory | Refusal) -> None:
+        if isinstance(outcome, Refusal):
+            self.refusals.append(outcome)
+            return
+        self.kept[outcome.skill] += 1
+        self.steps[str(len(outcome.steps))] += 1
+        self.tools["+".join(sorted({step.call.tool for step in outcome.steps}))] += 1
+
+    def as_json(self) -> dict[str, Any]:
+        rejected = Counter(refusal.reason for refusal in self.refusals if not refusal.quarantined)
+        quarantined = sum(refusal.quarantined for refusal in self.refusals)
+        kept = sum(self.kept.values())
+        return {
+            "planned": kept + len(self.refusals),
+            "kept": kept,
+            "rejected": dict(rejected),
+            "quarantined": quarantined,
+            "skills": dict(self.kept),
+            "steps": dict(self.steps),
+            "tools": dict(self.tools),
+        }
+
+
+def limit_threads() -> None:
+    """One thread a worker: more of them on a busy machine are slower, not faster."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

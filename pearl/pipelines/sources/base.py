@@ -1,0 +1,116 @@
+"""What a source is: a list of items in a fixed order, each of which can be read alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pearl.images import MAX_PIXELS, ImageError, header
+from pearl.records import EncodedImage, Sample
+from pearl.scenes.layout import Split
+
+
+class SourceError(ValueError):
+    """The source as a whole cannot be used; said before any work."""
+
+
+class BadRecord(ValueError):
+    """One record cannot become a sample; it is counted, with this message, and the run goes on."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One planned sample: a key that is unique within its source, and what `read` needs to make it (JSON values).
+
+    `problem` is set when the listing already showed that the record is bad.
+    """
+
+    key: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the sources may be told; each reads what concerns it.
+
+    Attributes:
+        count: scenes: how many samples.
+        seed: scenes and made questions.
+        split: scenes: `train`, `val` or `test`; they share no scene.
+        size: scenes: pixels a side.
+        image_format: scenes: how their pictures are stored.
+        images: coco: the images' folder; next to the annotations when not given.
+        questions: coco: a JSONL file of questions; made from the boxes when not given.
+        columns: parquet and hf: `ours=theirs` for columns of other names.
+        tools: The tools that the experts may use (decides what is asked about images without annotation).
+        max_pixels: Larger images are refused.
+    """
+
+    count: int = 240
+    seed: int = 0
+    split: Split = "train"
+    size: int = 384
+    image_format: str = "jpeg"
+    images: str | None = None
+    questions: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
+
+
+class Source(ABC):
+    """A source of samples. Its constructor is cheap: every worker makes one, only the driver lists it."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """All items, always in the same order, without opening an image.
+
+        Raises:
+            SourceError: there is nothing to list.
+        """
+
+    @abstractmethod
+    def read(self, item: Item) -> Sample:
+        """Raises BadRecord."""
+
+    @abstractmethod
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What decides the samples: content hashes, options."""
+
+
+def read_image(root: Path, relative: str, max_pixels: int) -> EncodedImage:
+    """An image file below `root`, untouched.
+
+    Raises:
+        BadRecord: it is missing, unreadable, too large, or lies outside `root`.
+    """
+    path = inside(root, relative)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadRecord(f"{relative}: cannot be read: {error.strerror or error}") from error
+    try:
+        header(data, max_pixels)
+    except ImageError as error:
+        raise BadRecord(f"{relative}: {error}") from error
+    return EncodedImage(data, path.name)
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root / relative`, refused when it leaves `root`, by `..`, an absolute path or a link.
+
+    Raises:
+        BadRecord
+    """
+    if "\0" in relative:
+        raise BadRecord(f"{relative!r}: a path cannot hold a null character")
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise BadRecord(f"{relative}: the path leaves the folder {root}")
+    return path

@@ -1,0 +1,139 @@
+"""Questions made from annotated boxes: counting, presence, left or right, larger, closer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from pearl.randomness import generator
+from pearl.records import Box, Region
+
+MIN_SIDE = 0.03
+MAX_COUNTED = 4
+MAX_LOOKED_AT = 4
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An image's boxes, and the categories about which nothing can be asked because a crowd of them is there."""
+
+    regions: tuple[Region, ...]
+    crowded: frozenset[str]
+
+
+def questions_from_boxes(
+    image: Annotated, categories: Sequence[str], seed: int, image_key: str
+) -> Iterator[dict[str, Any]]:
+    """At most one question a family, as the fields of a sample. The same image, seed and key give the same questions.
+
+    The answer of "closer" is empty: boxes do not tell, a depth estimate must.
+    """
+    rng = generator("box-questions", seed, image_key)
+    for ask in (_counting, _presence, _left_or_right, _larger, _closer):
+        asked = ask(image, categories, rng)
+        if asked is not None:
+            yield asked
+
+
+def _counting(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    counts = Counter(region.label for region in image.regions)
+    fitting = sorted(n for n, k in counts.items() if k <= MAX_COUNTED and n not in image.crowded)
+    for name in _shuffled(rng, fitting):
+        matches = [i for i, region in enumerate(image.regions) if region.label == name]
+        if all(_is_visible(image.regions[i].box) for i in matches):
+            lowest = max(0, len(matches) - int(rng.integers(0, 4)))
+            choices = [str(n) for n in range(lowest, lowest + 4)]
+            query = {"matches": matches, "plural": f"instances of “{name}”"}
+            return _asked("counting", f"How many instances of “{name}” are there?", choices, str(len(matches)), query)
+    return None
+
+
+def _presence(image: Annotated, categories: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    here = {region.label for region in image.regions} | image.crowded
+    looked_at = [i for i, region in enumerate(image.regions) if _is_visible(region.box)]
+    absent = [name for name in categories if name not in here]
+    if rng.random() < 0.5:
+        matches = _shuffled(rng, [i for i in looked_at if image.regions[i].label not in image.crowded])[:1]
+        if not matches:
+            return None
+        name, answer, candidates = image.regions[matches[0]].label, "yes", matches
+    elif absent and 0 < len(looked_at) == len(image.regions) <= MAX_LOOKED_AT:
+        name, answer, candidates, matches = str(rng.choice(absent)), "no", looked_at, []
+    else:
+        return None
+    query = {"candidates": candidates, "matches": matches, "name": name}
+    return _asked("existence", f"Can “{name}” be seen in the picture?", ["yes", "no"], answer, query)
+
+
+def _left_or_right(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    for first, second in _pairs(image, rng):
+        a, b = image.regions[first], image.regions[second]
+        gap = (b.box[0] + b.box[2] - a.box[0] - a.box[2]) / 2
+        if abs(gap) > 0.12:
+            text = f"Is the {a.label} to the left or to the right of the {b.label}?"
+            query = {**_two(image, first, second), "axis": "x"}
+            return _asked("spatial relation", text, ["left", "right"], "left" if gap > 0 else "right", query)
+    return None
+
+
+def _larger(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    for first, second in _pairs(image, rng):
+        areas = [_area(image.regions[i].box) for i in (first, second)]
+        if max(areas) > 1.6 * min(areas):
+            query = {**_two(image, first, second), "by": "size"}
+            names = query["names"]
+            text = f"Which takes up more of the picture, {names[0]} or {names[1]}?"
+            return _asked("comparison", text, names, names[0] if areas[0] > areas[1] else names[1], query)
+    return None
+
+
+def _closer(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    for first, second in _pairs(image, rng):
+        query = _two(image, first, second)
+        names = query["names"]
+        return _asked("depth", f"Which is closer to the camera, {names[0]} or {names[1]}?", names, "", query)
+    return None
+
+
+def _pairs(image: Annotated, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Pairs of objects that are each the only one of their category, and lie apart."""
+    counts = Counter(region.label for region in image.regions)
+    single = [
+        i
+        for i, region in enumerate(image.regions)
+        if counts[region.label] == 1 and region.label not in image.crowded and _is_visible(region.box)
+    ]
+    pairs = [pair for pair in permutations(single, 2) if _overlap(*(image.regions[i].box for i in pair)) < 0.3]
+    return _shuffled(rng, pairs)
+
+
+def _two(image: Annotated, first: int, second: int) -> dict[str, Any]:
+    return {"targets": [first, second], "names": [f"the {image.regions[i].label}" for i in (first, second)]}
+
+
+def _asked(skill: str, question: str, choices: list[str], answer: str, query: dict[str, Any]) -> dict[str, Any]:
+    return {"skill": skill, "question": question, "choices": choices, "answer": answer, "query": query}
+
+
+def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
+    return [items[i] for i in rng.permutation(len(items))]
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _is_visible(box: Box) -> bool:
+    return min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """The intersection's share of the smaller box."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0) / min(_area(a), _area(b))

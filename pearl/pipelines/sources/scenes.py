@@ -1,0 +1,43 @@
+"""`scenes`: rendered with MuJoCo, with exact boxes and depth. Needs the extra `scenes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
+from pearl.records import Sample
+from pearl.scenes.layout import SPLITS
+from pearl.scenes.samples import scene_sample
+
+
+class Scenes(Source):
+    name = "scenes"
+
+    def __init__(self, argument: str, options: SourceOptions) -> None:
+        if argument:
+            raise SourceError(f"scenes takes no argument, but got {argument!r}; use --count, --seed, --split, --size")
+        if options.split not in SPLITS:
+            raise SourceError(f"--split {options.split}: there are {', '.join(SPLITS)}")
+        self.options = options
+
+    def items(self) -> Iterator[Item]:
+        o = self.options
+        return (Item(f"{o.split}/{o.seed}/{index:07d}", {"index": index}) for index in range(o.count))
+
+    def read(self, item: Item) -> Sample:
+        o = self.options
+        try:
+            sample, _ = scene_sample(o.split, o.seed, item.record["index"], o.size, o.image_format)  # type: ignore[arg-type]
+        except LookupError as error:
+            raise BadRecord(str(error)) from error
+        return sample
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        try:
+            renderer = version("mujoco")
+        except PackageNotFoundError:
+            raise SourceError("rendered scenes need MuJoCo: pip install 'pearl-vlm[scenes]'") from None
+        o = self.options
+        return {"split": o.split, "seed": o.seed, "size": o.size, "format": o.image_format, "mujoco": renderer}

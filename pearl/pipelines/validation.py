@@ -1,0 +1,92 @@
+"""Is a dataset sound? Every row is checked as a stranger's would be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pearl.images import ImageError, decode
+from pearl.parquet import DataError, from_row, open_parquet, resolve
+from pearl.records import Trajectory
+from pearl.tools import ToolError, ToolUnavailable, parse_arguments, tool_class
+
+
+def validate_data(data: str) -> tuple[int, list[str]]:
+    """The number of rows, and what is wrong with them: file, row, id and reason.
+
+    Raises:
+        DataError: there is no file to check.
+    """
+    problems: list[str] = []
+    seen: dict[str, str] = {}
+    rows = 0
+    for path in resolve(data):
+        try:
+            file = open_parquet(path)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        number = 0
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group).to_pylist():
+                where = f"{path} row {number} ({row['id']})"
+                problems += [f"{where}: {problem}" for problem in _row_problems(row)]
+                if row["id"] in seen:
+                    problems.append(f"{where}: the id stands already in {seen[row['id']]}")
+                seen.setdefault(row["id"], f"{path} row {number}")
+                number += 1
+        rows += number
+    return rows, problems
+
+
+def _row_problems(row: dict[str, Any]) -> Iterator[str]:
+    empty = [name for name in ("id", "question", "answer", "conclusion", "skill", "source") if not row[name]]
+    if empty:
+        yield f"empty: {', '.join(empty)}"
+    try:
+        trajectory = from_row(row)
+    except (ValueError, TypeError, KeyError) as error:
+        yield f"cannot be read: {error}"
+        return
+    if trajectory.choices and trajectory.answer not in trajectory.choices:
+        yield f"the answer {trajectory.answer!r} is not among the choices"
+    if not trajectory.steps:
+        yield "there is no step"
+    yield from _image_problem("the image", trajectory.image.data)
+    yield from _step_problems(trajectory)
+
+
+def _step_problems(trajectory: Trajectory) -> Iterator[str]:
+    has_image = [True]
+    for number, step in enumerate(trajectory.steps, start=1):
+        where = f"step {number}"
+        named = step.call.arguments.get("image", 0)
+        if not isinstance(named, int) or not 0 <= named < len(has_image) or not has_image[named]:
+            yield f"{where}: there is no image {named!r}"
+        if problem := _argument_problem(step.call.tool, dict(step.call.arguments)):
+            yield f"{where}: {problem}"
+        if not step.thought or not step.observation.text:
+            yield f"{where}: the thought or the observation is empty"
+        if step.observation.image is not None:
+            yield from _image_problem(where, step.observation.image.data)
+        has_image.append(step.observation.image is not None)
+
+
+def _argument_problem(tool: str, arguments: dict[str, Any]) -> str | None:
+    """Tools that are not installed here are not judged."""
+    try:
+        known = tool_class(tool)
+    except ToolUnavailable:
+        return None
+    try:
+        parse_arguments(known, arguments)
+    except ToolError as error:
+        return str(error)
+    return None
+
+
+def _image_problem(where: str, data: bytes) -> Iterator[str]:
+    try:
+        decode(data)
+    except ImageError as error:
+        yield f"{where}: {error}"
