@@ -18,6 +18,7 @@ MIN_SIDE = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 ImageFormat = Literal["jpeg", "png", "webp"]
+_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError)
 
 
 class ImageError(ValueError):
@@ -51,7 +52,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with _explained(max_pixels):
         image = _open(data, max_pixels)
         image.load()
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        turned = ImageOps.exif_transpose(image) if _exif(image) else image
+        return np.array(_to_rgb(turned))
 
 
 def header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -63,7 +65,10 @@ def header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     with _explained(max_pixels):
         image = _open(data, max_pixels)
         width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        exif = _exif(image)
+        if image.format == "TIFF":  # whose `size` Pillow gives as it will be seen
+            width, height = exif.get(ExifTags.Base.ImageWidth, width), exif.get(ExifTags.Base.ImageLength, height)
+        turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (height, width) if turned else (width, height)
 
 
@@ -78,6 +83,14 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+def _exif(image: Image.Image) -> Image.Exif:
+    """Its EXIF data; nothing where they are damaged, which is no reason to refuse the picture."""
+    try:
+        return image.getexif()
+    except _UNREADABLE:
+        return Image.Exif()
+
+
 @contextmanager
 def _explained(max_pixels: int) -> Iterator[None]:
     """Turns what Pillow raises into ImageError."""
@@ -87,7 +100,7 @@ def _explained(max_pixels: int) -> Iterator[None]:
         raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than {max_pixels:,} pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError) as error:
+    except _UNREADABLE as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"unreadable: {error}") from error
@@ -104,7 +117,11 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
-        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            raise ImageError("no pixel has a finite value")
+        low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (finite.min(), finite.max())
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
         scaled = (values - low) * (255.0 / max(high - low, 1e-9))
         return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -268,13 +268,25 @@ def read_metadata(file_schema: pa.Schema) -> dict[str, Any] | None:
     return None if raw is None else dict(json.loads(raw))
 
 
+def read_group(path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one row group of an opened file.
+
+    Raises:
+        DataError: the file is damaged there.
+    """
+    try:
+        rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged in row group {group}: {' '.join(str(error).split())}") from error
+    return rows
+
+
 def read_trajectories(data: str | Path) -> Iterator[Trajectory]:
     """All trajectories of a file, folder, glob or Hub id, in order; one row group is in memory at a time."""
     for path in resolve(data):
         file = open_parquet(path)
         for group in range(file.num_row_groups):
-            for row in file.read_row_group(group).to_pylist():
-                yield from_row(row)
+            yield from map(from_row, read_group(path, file, group))
 
 
 def count_rows(data: str | Path) -> int:

@@ -288,7 +288,7 @@ def run(command: Callable[..., Any]) -> int:
             raise
         if type(error) is RuntimeError:
             raise
-        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False)
+        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         return 1
 
 

@@ -20,6 +20,7 @@ from pearl.pipelines.errors import RunError
 from pearl.pipelines.progress import Progress
 from pearl.pipelines.run_directory import RunDirectory, faults_explained, read_json, whole, write_json
 from pearl.pipelines.shards import ShardTask
+from pearl.pipelines.sources import SourceError
 
 MAX_QUARANTINED = 0.05
 
@@ -53,30 +54,43 @@ def generate(
     _admit(directory, settings, policy)
     directory.create()
     with _locked(directory):
+        if policy.overwrite:
+            directory.clear()
         directory.sweep()
         if (manifest := _complete(directory)) is not None:
             return manifest
         if not directory.plan.exists():
-            write_json(directory.settings, settings)
-            directory.write_plan(config.open_sources(), config.shard_size)
+            _plan(directory, config, settings)
         planned, total = directory.size()
-        if planned == 0:
-            raise RunError("the sources hold no sample")
         task = ShardTask(config, settings["fingerprint"], str(out), total)
         _make(directory, task, engine, policy, progress or Progress.silent(), planned)
         return _finish(directory, task, settings, planned)
 
 
-def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPolicy) -> None:
-    """Refuses an output that is there and is not to be continued or replaced."""
-    if policy.overwrite:
+def _plan(directory: RunDirectory, config: GenerateConfig, settings: dict[str, Any]) -> None:
+    """Freezes the plan; where that fails nothing is left behind, so that the corrected command finds a free place."""
+    try:
+        write_json(directory.settings, settings)
+        if directory.write_plan(config.open_sources(), config.shard_size) == 0:
+            raise RunError("the sources hold no sample")
+    except (SourceError, RunError):
         directory.remove()
-        return
-    previous = read_json(directory.settings)
+        raise
+
+
+def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPolicy) -> None:
+    """Refuses an output that is there and is not to be continued or replaced; changes nothing."""
+    with faults_explained(directory.root):
+        previous = read_json(directory.settings)
+    if directory.single_file and directory.single_file.is_dir():
+        raise RunError(f"{directory.single_file} is a folder; choose another --out")
     if previous is None:
+        replaceable = directory.single_file if policy.overwrite else None
         for path in filter(None, (directory.single_file, directory.root)):
-            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            if path != replaceable and _is_occupied(path):
                 raise RunError(f"{path} is there already and is no run of pearl-gen; choose another --out")
+        return
+    if policy.overwrite:
         return
     if not policy.resume:
         state = "a finished run" if directory.manifest.exists() else "an unfinished run"
@@ -90,6 +104,11 @@ def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPoli
         raise RunError(
             f"{directory.root} was made with other inputs, models or versions; it cannot be resumed:\n{changes}"
         )
+
+
+def _is_occupied(path: Path) -> bool:
+    """A file, or a folder with a file in it: empty folders and a lock may be left of a run that never began."""
+    return path.is_file() or any(inner.is_file() for inner in path.rglob("*") if inner.name != "lock")
 
 
 def _differences(old: Any, new: Any, where: str = "") -> str:
@@ -160,9 +179,11 @@ def _finish(directory: RunDirectory, task: ShardTask, settings: dict[str, Any], 
     """Checks the sums, joins the shards where one file is wanted, and writes the manifest last."""
     sums: dict[str, Counter[str]] = {name: Counter() for name in ("rejected", "skills", "steps", "tools", "seconds")}
     totals: Counter[str] = Counter()
+    peak_memory = 0.0
     for marker in directory.markers(task.total):
         for name, counter in sums.items():
             counter.update(marker[name])
+        peak_memory = max(peak_memory, marker["peak_memory_mb"])
         totals.update({name: marker[name] for name in ("planned", "kept", "quarantined", "bytes")})
     rejected = sum(sums["rejected"].values())
     if not totals["kept"] + rejected + totals["quarantined"] == totals["planned"] == planned:
@@ -183,6 +204,7 @@ def _finish(directory: RunDirectory, task: ShardTask, settings: dict[str, Any], 
         "kept": totals["kept"],
         "quarantined": totals["quarantined"],
         "bytes": totals["bytes"],
+        "peak_memory_mb": peak_memory,
         **{name: dict(sorted(counter.items())) for name, counter in sums.items()},
         **settings,
     }

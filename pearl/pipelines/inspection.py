@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pearl.parquet import open_parquet, read_metadata, resolve
+from pearl.parquet import open_parquet, read_group, read_metadata, resolve
 from pearl.pipelines.run_directory import RunDirectory, read_json
 
 _LIGHT = ["skill", "source", "expert", "license", "answer", "choices", "steps.list.element.tool"]
@@ -47,7 +47,7 @@ def inspect_data(data: str) -> Inspection:
         found.fingerprints.add(str((read_metadata(file.schema_arrow) or {}).get("fingerprint", "")))
         _count_image_bytes(file, found)
         for group in range(file.num_row_groups):
-            for row in file.read_row_group(group, columns=_LIGHT).to_pylist():
+            for row in read_group(path, file, group, _LIGHT):
                 _count(row, found)
     _add_run(Path(data), found)
     return found

@@ -38,7 +38,7 @@ _PLAN = pa.schema(
         ("problem", pa.string()),
     ]
 )
-_SYSTEM_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_SYSTEM_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class RunDirectory:
@@ -69,14 +69,22 @@ class RunDirectory:
             for folder in (self.data, self.run / "done", self.run / "refused"):
                 folder.mkdir(parents=True, exist_ok=True)
 
-    def remove(self) -> None:
-        """Deletes what this run made, and nothing else."""
+    def clear(self) -> None:
+        """Deletes what an earlier run made here, but for its lock."""
         with faults_explained(self.root):
-            for folder in (self.data, self.run):
+            for path in filter(None, (self.manifest, self.plan, self.settings, self.single_file)):
+                path.unlink(missing_ok=True)
+            for folder in (self.data, self.run / "done", self.run / "refused"):
                 shutil.rmtree(folder, ignore_errors=True)
-            self.manifest.unlink(missing_ok=True)
-            if self.single_file:
-                self.single_file.unlink(missing_ok=True)
+        self.create()
+
+    def remove(self) -> None:
+        """Deletes this run, with its folders."""
+        self.clear()
+        for folder in (self.data, self.run):
+            shutil.rmtree(folder, ignore_errors=True)
+        if not any(self.root.iterdir()):
+            self.root.rmdir()
 
     def sweep(self) -> None:
         """Deletes temporary files that a killed run left."""
@@ -93,8 +101,9 @@ class RunDirectory:
                 for item in source.items():
                     record = json.dumps(item.record, ensure_ascii=False)
                     rows.append(
-                        {"ordinal": ordinal, "shard": ordinal // shard_size, "source": number, "key": item.key,
-                         "record": record, "problem": item.problem}
+                        {"ordinal": ordinal, "shard": ordinal // shard_size, "source": number,
+                         "key": _storable(item.key), "record": _storable(record),
+                         "problem": None if item.problem is None else _storable(item.problem)}
                     )  # fmt: skip
                     ordinal += 1
                     if len(rows) == shard_size:
@@ -162,6 +171,11 @@ def faults_explained(path: Path) -> Iterator[None]:
         raise
 
 
+def _storable(text: str) -> str:
+    """Lone surrogates, which no file can hold, as `\\udcff`; in JSON this is the same text."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     with whole(path) as partial:
         partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -171,7 +185,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None when it is missing or cut off."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return value if isinstance(value, dict) else None
 

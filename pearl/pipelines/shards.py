@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -63,12 +65,13 @@ class ShardMaker:
                 writer.close()
         with whole(self.directory.refused(number)) as partial:
             lines = (json.dumps(asdict(refusal), ensure_ascii=False) + "\n" for refusal in counts.refusals)
-            partial.write_text("".join(lines), encoding="utf-8")
+            partial.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
         marker = {
             "shard": number,
             "fingerprint": self.task.fingerprint,
             "sha256": sha256(target),
             "bytes": target.stat().st_size,
+            "peak_memory_mb": _peak_memory_mb(),
             "seconds": {name: round(seconds, 4) for name, seconds in rollout.timings.seconds.items()},
             **counts.as_json(),
         }
@@ -122,13 +125,30 @@ class ShardMaker:
                 raise BadRecord(item.problem)
             with rollout.timings.of("read"):
                 sample = source.read(item)
-            return trajectory_id(self.task.fingerprint, source.name, item.key, sample.image.data), sample
+            _check_text(sample)
+            name = f"{number}/{source.name}"  # two sources of one kind may hold the same keys and images
+            return trajectory_id(self.task.fingerprint, name, item.key, sample.image.data), sample
         except BadRecord as error:
             return Refusal(item.key, source.name, "", "bad input", str(error))
         except (SourceError, RendererUnavailable) as error:
             raise RunError(str(error)) from error
         except Exception as error:  # a reader's bug is this record's alone
             return Refusal(item.key, source.name, "", type(error).__name__, str(error), quarantined=True)
+
+
+def _check_text(sample: Sample) -> None:
+    """Refuses text that no file can hold: lone surrogates, from JSON escapes or from file names of another encoding.
+
+    Raises:
+        BadRecord
+    """
+    regions = [text for region in sample.regions for text in (region.label, *region.attributes.values())]
+    path = sample.image.path or ""
+    for text in (sample.question, sample.answer, sample.license, path, *sample.choices, *regions):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecord(f"{text!r} is not valid Unicode: {error.reason}") from error
 
 
 class _Counts:
@@ -161,10 +181,21 @@ class _Counts:
         }
 
 
+def _peak_memory_mb() -> float:
+    """The most memory that this process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
 def limit_threads() -> None:
     """One thread a worker: more of them on a busy machine are slower, not faster."""
     import cv2
-    import torch
 
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that is imported later, with the first model
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

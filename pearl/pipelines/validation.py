@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pearl.images import ImageError, decode
-from pearl.parquet import DataError, from_row, open_parquet, resolve
+from pearl.parquet import DataError, from_row, open_parquet, read_group, resolve
 from pearl.records import Trajectory
 from pearl.tools import ToolError, ToolUnavailable, parse_arguments, tool_class
 
@@ -21,22 +22,30 @@ def validate_data(data: str) -> tuple[int, list[str]]:
     seen: dict[str, str] = {}
     rows = 0
     for path in resolve(data):
+        for number, row in enumerate(_rows(path, problems)):
+            where = f"{path} row {number} ({row['id']})"
+            problems += [f"{where}: {problem}" for problem in _row_problems(row)]
+            if row["id"] in seen:
+                problems.append(f"{where}: the id stands already in {seen[row['id']]}")
+            seen.setdefault(row["id"], f"{path} row {number}")
+            rows += 1
+    return rows, problems
+
+
+def _rows(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows that can be read; what cannot is added to `problems`."""
+    try:
+        file = open_parquet(path)
+    except DataError as error:
+        problems.append(str(error))
+        return
+    for group in range(file.num_row_groups):
         try:
-            file = open_parquet(path)
+            rows = read_group(path, file, group)
         except DataError as error:
             problems.append(str(error))
             continue
-        number = 0
-        for group in range(file.num_row_groups):
-            for row in file.read_row_group(group).to_pylist():
-                where = f"{path} row {number} ({row['id']})"
-                problems += [f"{where}: {problem}" for problem in _row_problems(row)]
-                if row["id"] in seen:
-                    problems.append(f"{where}: the id stands already in {seen[row['id']]}")
-                seen.setdefault(row["id"], f"{path} row {number}")
-                number += 1
-        rows += number
-    return rows, problems
+        yield from rows
 
 
 def _row_problems(row: dict[str, Any]) -> Iterator[str]:

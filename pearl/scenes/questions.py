@@ -178,10 +178,8 @@ def ask_counting(view: View) -> Question | None:
         if matches is not None and len(matches) == wanted:
             plural = f"{value} objects" if attribute == "colour" else PLURALS[value]
             text = view.pick([f"How many {plural} are there?", f"How many {plural} does the picture show?"])
-            lowest = max(0, wanted - int(view.rng.integers(0, 4)))
-            choices = tuple(str(n) for n in range(lowest, lowest + 4))
             query = {"matches": matches, "plural": plural, "attribute": attribute}
-            return Question("counting", text, choices, str(wanted), query)
+            return Question("counting", text, ("1", "2", "3", "4"), str(wanted), query)
     return None
 
 
@@ -233,7 +231,7 @@ def ask_closer_point(view: View) -> Question | None:
         size = view.scene.mask.shape[0]
         row, column = min(int(y * size), size - 1), min(int(x * size), size - 1)
         if view.scene.layout.things[view.scene.mask[row, column]] is view.seen[index].thing:
-            points.append(((column + 0.5) / size, (row + 0.5) / size))
+            points.append((round((column + 0.5) / size, 4), round((row + 0.5) / size, 4)))
             depths.append(float(view.scene.depth[row, column]))
     for a, b in permutations(range(len(points)), 2):
         near, far = (a, b) if depths[a] < depths[b] else (b, a)
@@ -244,7 +242,7 @@ def ask_closer_point(view: View) -> Question | None:
             text = view.pick(
                 ["Which marked point is closer to the camera, A or B?", "Which of the points A and B is nearer?"]
             )
-            query = {"points": [points[a], points[b]], "names": ["A", "B"]}
+            query = {"points": [points[a], points[b]], "names": ["A", "B"], "marked": True}
             answer = "A" if near == a else "B"
             return Question("relative depth", text, ("A", "B"), answer, query, (points[a], points[b]))
     return None
@@ -369,12 +367,11 @@ def _ask_how_many_nearer(view: View) -> Question | None:
             nearer = [i for i, ratio in zip(candidates, ratios, strict=True) if ratio < 1]
             if len(nearer) == wanted and all(max(ratio, 1 / ratio) > DEPTH_GAP for ratio in ratios):
                 text = f"How many {PLURALS[shape]} are nearer to the camera than the {name}?"
-                lowest = max(0, wanted - int(view.rng.integers(0, 4)))
                 query = {
                     "form": "nearer", "reference": reference, "name": f"the {name}", "candidates": candidates,
                     "plural": PLURALS[shape], "matches": nearer,
                 }  # fmt: skip
-                return Question("chain", text, tuple(str(n) for n in range(lowest, lowest + 4)), str(wanted), query)
+                return Question("chain", text, ("0", "1", "2", "3"), str(wanted), query)
     return None
 
 

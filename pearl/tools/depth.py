@@ -28,6 +28,8 @@ from pearl.tools.models import default_device, import_transformers, model_finger
 DEPTH_NANO = Path(__file__).parent.parent / "assets" / "depth-nano"
 BUILT_IN, SENSOR = "depth-nano", "sensor"
 METRIC_ARCHITECTURES = ("zoedepth", "glpn", "depth_pro")
+MAX_ASPECT = 16
+"""Processors keep the aspect ratio; a narrower picture would be shrunk to less than one patch."""
 
 
 class DepthArguments(ToolArguments):
@@ -74,11 +76,22 @@ class Depth(Tool):
         return {"model": self.model} if self.model == SENSOR else model_fingerprint(self._location)
 
     def run(self, pictures: Sequence[Picture], arguments: Sequence[DepthArguments]) -> list[ToolResult]:
+        return [
+            refused(self._why_none(picture, one.image)) if nearness is None else _result(nearness, one)
+            for picture, nearness, one in zip(pictures, self.estimate(pictures), arguments, strict=True)
+        ]
+
+    def estimate(self, pictures: Sequence[Picture]) -> list[np.ndarray | None]:
+        """Nearness maps, uint8 (H, W), 255 is nearest; None for a picture that can have none."""
         if self.model == SENSOR:
-            maps = [None if p.depth is None else nearness_of_metric(p.depth) for p in pictures]
-        else:
-            maps = list(self._estimate([p.pixels for p in pictures]))
-        return [_result(nearness, one) for nearness, one in zip(maps, arguments, strict=True)]
+            return [None if p.depth is None else nearness_of_metric(p.depth) for p in pictures]
+        estimated = self._estimate([p.pixels for p in pictures if not _is_too_narrow(p)])
+        return [None if _is_too_narrow(p) else next(estimated) for p in pictures]
+
+    def _why_none(self, picture: Picture, image: int) -> str:
+        if self.model == SENSOR:
+            return f"image {image} has no sensor depth; only the original image can have it"
+        return f"image {image} is {picture.width}×{picture.height}, longer than {MAX_ASPECT}:1; take a part of it"
 
     def _estimate(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Nearness maps (H, W), uint8, each of its image's size; images of one shape share batches."""
@@ -144,9 +157,11 @@ def _quantised(nearness: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((nearness - low) * (255.0 / max(high - low, 1e-6))), 0, 255).astype(np.uint8)
 
 
-def _result(nearness: np.ndarray | None, arguments: DepthArguments) -> ToolResult:
-    if nearness is None:
-        return refused(f"image {arguments.image} has no sensor depth; only the original image can have it")
+def _is_too_narrow(picture: Picture) -> bool:
+    return max(picture.width, picture.height) > MAX_ASPECT * min(picture.width, picture.height)
+
+
+def _result(nearness: np.ndarray, arguments: DepthArguments) -> ToolResult:
     boxes = [read_box(nearness, box) for box in arguments.boxes]
     points = [read_point(nearness, point) for point in arguments.points]
     readings = [f"region {i + 1}: {value:.2f}" for i, value in enumerate(boxes)]

@@ -12,12 +12,14 @@ from pydantic import Field
 from pearl.drawing import draw_boxes
 from pearl.images import Picture
 from pearl.records import Box
-from pearl.tools.base import Fraction, PictureTool, ToolArguments, ToolResult, ToolUnavailable, as_text
+from pearl.tools.base import Fraction, PictureTool, ToolArguments, ToolError, ToolResult, ToolUnavailable, as_text
 from pearl.tools.models import default_device, import_transformers, model_fingerprint
 
 MAX_FOUND = 20
 
-Name = Annotated[str, Field(min_length=1, max_length=60)]
+GROUNDING = ("grounding-dino", "mm-grounding-dino")
+
+Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"\S")]
 
 
 class DetectArguments(ToolArguments):
@@ -52,10 +54,12 @@ class Detect(PictureTool):
     def apply(self, picture: Picture, arguments: DetectArguments) -> ToolResult:
         from PIL import Image
 
+        asked = {self._query(name): name for name in arguments.labels}
         raw = self._pipeline(
-            Image.fromarray(picture.pixels), candidate_labels=arguments.labels, threshold=arguments.threshold
+            Image.fromarray(picture.pixels), candidate_labels=list(asked), threshold=arguments.threshold
         )
-        found = [_detection(one, picture) for one in sorted(raw, key=lambda one: -one["score"])[:MAX_FOUND]]
+        best = sorted(raw, key=lambda one: -one["score"])[:MAX_FOUND]
+        found = [_detection({**one, "label": asked[one["label"]]}, picture) for one in best]
         found = [one for one in found if one["box"][0] < one["box"][2] and one["box"][1] < one["box"][3]]
         names = ", ".join(arguments.labels)
         if not found:
@@ -64,15 +68,34 @@ class Detect(PictureTool):
         drawn = draw_boxes(picture.pixels, [one["box"] for one in found])
         return ToolResult(f"Found in image {arguments.image}:\n{listed}", drawn, {"found": found})
 
+    def _query(self, name: str) -> str:
+        """The name as the model was trained to read it.
+
+        Raises:
+            ToolError: it has too many tokens for the model.
+        """
+        config = self._pipeline.model.config
+        query = f"{name.lower().strip(' .')}." if config.model_type in GROUNDING else name
+        limit = config.text_config.max_position_embeddings
+        if len(self._pipeline.tokenizer.tokenize(query)) > limit - 2:  # the start and end tokens are added
+            raise ToolError(f"the label {name!r} is too long for this detector; use fewer words")
+        return query
+
     @cached_property
     def _pipeline(self) -> Any:
+        import torch
+
         transformers = import_transformers()
 
         if reason := self.missing():
             raise ToolUnavailable(f"detect: {reason}")
         try:
             return transformers.pipeline(
-                "zero-shot-object-detection", model=self.model, device=default_device(self.device)
+                "zero-shot-object-detection",
+                model=self.model,
+                device=default_device(self.device),
+                dtype=torch.float32,
+                model_kwargs={"use_safetensors": True},
             )
         except (OSError, ValueError, KeyError) as error:
             raise ToolUnavailable(f"detect: {self.model!r} is no open-vocabulary detector: {error}") from error

@@ -65,16 +65,21 @@ class Segment(PictureTool):
         inputs = processor(images=pixels, input_boxes=[[list(map(float, box))]], return_tensors="pt").to(network.device)
         with torch.inference_mode():
             output = network(**inputs, multimask_output=False)
-        masks = processor.post_process_masks(output.pred_masks.cpu(), inputs["original_sizes"].cpu())
+        names = ("original_sizes", "reshaped_input_sizes")  # SAM 1 and SAM-HQ need both, SAM 2 has the first alone
+        masks = processor.post_process_masks(output.pred_masks.cpu(), *(inputs[n].cpu() for n in names if n in inputs))
         return np.asarray(masks[0].reshape(-1, *pixels.shape[:2])[0] > 0)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
+        import torch
+
         transformers = import_transformers()
 
         try:
             processor = transformers.AutoProcessor.from_pretrained(self.model)
-            network = transformers.AutoModelForMaskGeneration.from_pretrained(self.model, use_safetensors=True)
+            network = transformers.AutoModelForMaskGeneration.from_pretrained(
+                self.model, dtype=torch.float32, use_safetensors=True
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ToolUnavailable(f"segment: {self.model!r} is no SAM-type checkpoint: {error}") from error
         return processor, network.to(default_device(self.device)).eval()

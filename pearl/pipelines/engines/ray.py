@@ -6,6 +6,7 @@ are alone in quarantine. Ray's own retries are off: this file alone decides what
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
@@ -22,6 +23,9 @@ from pearl.pipelines.errors import RunError
 from pearl.pipelines.shards import ShardMaker, ShardTask
 
 RETRIES = 2
+PATIENCE = 60.0
+logger = logging.getLogger(__name__)
+
 DIED = (RayActorError, WorkerCrashedError, RaySystemError)
 
 
@@ -49,6 +53,7 @@ class RayEngine:
         self.task, self.engine, self.on_done = task, engine, on_done
         self.crashes: Counter[int] = Counter()
         self.failed_starts = 0
+        self.isolated: Any = None
 
     def run(self, shards: Iterable[int]) -> None:
         joined = ray.is_initialized()
@@ -65,14 +70,14 @@ class RayEngine:
         if self.engine.address:
             options = {"log_to_driver": False, "logging_level": "error", "address": self.engine.address}
         else:
-            gpus = self.engine.num_gpus_per_worker
             options |= {"address": "local", "num_cpus": self.num_workers}
-            options |= {"num_gpus": gpus * self.num_workers} if gpus and not _has_gpus() else {}
         try:
             ray.init(**options)
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
             where = self.engine.address or "on this machine"
             raise RunError(f"Ray cannot be started or reached ({where}): {error}") from error
+        if self.engine.num_gpus_per_worker and not ray.cluster_resources().get("GPU"):
+            raise RunError("--num-gpus-per-worker: no GPU in this cluster")
 
     @property
     def num_workers(self) -> int:
@@ -98,8 +103,14 @@ class RayEngine:
 
         for _ in range(min(self.num_workers, len(pending))):
             start_worker()
-        while in_flight:
-            done, _ = ray.wait(list(in_flight), num_returns=1)
+        started = False
+        while pending or any(number is not None for _, number in in_flight.values()):
+            done, _ = ray.wait(list(in_flight), num_returns=1, timeout=PATIENCE)
+            if not done:
+                if not started:
+                    self._warn_of_starvation()
+                continue
+            started = True
             worker, number = in_flight.pop(done[0])
             try:
                 marker = ray.get(done[0])
@@ -115,8 +126,14 @@ class RayEngine:
                 in_flight[worker.make.remote(following)] = (worker, following)
             else:
                 ray.kill(worker)
+        for worker, _ in in_flight.values():
+            ray.kill(worker)  # never had a place to start
         for number in suspects:
             self._isolate(number)
+
+    def _warn_of_starvation(self) -> None:
+        free, gpus = ray.available_resources(), self.engine.num_gpus_per_worker
+        logger.warning("still waiting for a worker: each needs 1 CPU and %g GPU; free in the cluster: %s", gpus, free)
 
     def _count_crash(self, number: int | None, error: Exception, pending: deque[int], suspects: list[int]) -> None:
         if number is None:
@@ -133,16 +150,11 @@ class RayEngine:
     def _isolate(self, number: int) -> None:
         """Finds the samples that kill their worker, quarantines them, and makes the shard without them."""
         planned = [ordinal for ordinal, _, _ in self.task.directory().planned(number)]
-        culprits = self._culprits(number, planned)
+        culprits = tuple(self._culprits(number, planned))
         for _ in range(RETRIES + 1):
-            worker = self._spawn()
-            try:
-                self.on_done(ray.get(worker.make.remote(number, tuple(culprits))))
+            if (marker := self._try("make", number, culprits)) is not None:
+                self.on_done(marker)
                 return
-            except DIED:
-                continue
-            finally:
-                ray.kill(worker)
         raise RunError(f"shard {number} kills every worker, and no single sample is the cause; see Ray's logs")
 
     def _culprits(self, number: int, ordinals: list[int]) -> list[int]:
@@ -155,19 +167,14 @@ class RayEngine:
 
     def _survives(self, number: int, ordinals: list[int]) -> bool:
         """One sample alone gets a second chance, so that a worker killed from outside condemns nobody."""
-        for _ in range(RETRIES if len(ordinals) == 1 else 1):
-            worker = self._spawn()
-            try:
-                ray.get(worker.probe.remote(number, ordinals))
-                return True
-            except DIED:
-                continue
-            finally:
-                ray.kill(worker)
-        return False
+        tries = RETRIES if len(ordinals) == 1 else 1
+        return any(self._try("probe", number, ordinals) is not None for _ in range(tries))
 
-
-def _has_gpus() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    def _try(self, method: str, *arguments: Any) -> dict[str, Any] | None:
+        """Calls a worker that has nothing else to do; None when it dies of it."""
+        self.isolated = self.isolated or self._spawn()
+        try:
+            return dict(ray.get(getattr(self.isolated, method).remote(*arguments)) or {})
+        except DIED:
+            self.isolated = None
+            return None

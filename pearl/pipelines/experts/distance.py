@@ -7,8 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from pearl.pipelines.experts.base import Act, Case, Conclusion, Contradiction, Expertise, Unsolvable, rounded
-from pearl.pipelines.experts.looking import conclude_colours, look
+from pearl.pipelines.experts.base import (
+    Act,
+    Case,
+    Conclusion,
+    Contradiction,
+    Expertise,
+    Unsolvable,
+    padded,
+    rounded,
+)
+from pearl.pipelines.experts.looking import (
+    compare_colours,
+    conclude_attribute,
+    identified,
+    in_view,
+    look,
+    look_at_each,
+)
 from pearl.tools.base import ToolResult
 
 MARGIN = 0.02
@@ -18,6 +34,10 @@ SURE = 0.08
 """The margin where no annotation confirms the reading."""
 
 
+AROUND_POINT = 0.2
+"""Side of the view around a point."""
+
+
 def closer(case: Case) -> Expertise:
     """Which of two regions is closer; sometimes each is looked at first."""
     case.needs("depth")
@@ -25,24 +45,32 @@ def closer(case: Case) -> Expertise:
     if len(targets) != 2:
         raise Unsolvable("depth compares two regions", f"the question has {len(targets)}")
     answers = _answers(case, names)
+    seen = ""
     if case.tools & {"crop", "zoom"} and case.voice.chance(0.75):
-        for number, (target, name) in enumerate(zip(targets, names, strict=True)):
-            yield from look(case, target, case.voice.say("look also" if number else "look", name=name), name)
+        seen = yield from look_at_each(case, targets, names, in_view(case))
     boxes = [list(rounded(case.region(i).box)) for i in targets]
-    thought = case.voice.say("depth of two", a=names[0], b=names[1])
+    thought = f"{seen} {case.voice.say('depth of two', a=names[0], b=names[1])}".strip()
     result = yield from case.act(thought, "depth", image=0, boxes=boxes)
     return _nearer(case, result.numbers["boxes"], names, answers)
 
 
 def closer_point(case: Case) -> Expertise:
-    """Which of two points is closer; they are marked first where the tool for that is allowed."""
+    """Which of two points is closer. Those that the picture shows may be looked at first, others are marked in it
+    where the tool for that is allowed."""
     case.needs("depth")
     points, names = [list(point) for point in case.query["points"]], case.names
-    if "mark" in case.tools:
+    seen = ""
+    if case.query.get("marked"):
+        if "crop" in case.tools and case.voice.chance(0.5):
+            for number, ((x, y), name) in enumerate(zip(points, names, strict=True)):
+                thought = f"{seen} {case.voice.say('look also' if number else 'look first', name=name)}".strip()
+                yield from case.act(thought, "crop", image=0, box=list(padded((x, y, x, y), least=AROUND_POINT)))
+                seen = case.voice.say("in view", name=name)
+    elif "mark" in case.tools:
         yield from case.act(
             case.voice.say("mark", a=names[0], b=names[1]), "mark", image=0, points=points, labels=names
         )
-    thought = case.voice.say("depth of two", a=names[0], b=names[1])
+    thought = f"{seen} {case.voice.say('depth of two', a=names[0], b=names[1])}".strip()
     result = yield from case.act(thought, "depth", image=0, points=points)
     return _nearer(case, result.numbers["points"], names, names)
 
@@ -84,7 +112,7 @@ def nearest(case: Case) -> Expertise:
     finding = yield from _find_nearest(case, case.query["candidates"], target, case.query["plural"])
     name = "the nearest one"
     yield from look(case, target, f"{finding} {case.voice.say('look', name=name)}", name)
-    return _attribute_seen(case, name)
+    return conclude_attribute(case, name, case.query["attribute"])
 
 
 def chain(case: Case) -> Expertise:
@@ -101,28 +129,26 @@ def _nearest_and_farthest(case: Case) -> Expertise:
         _extreme(case, candidates, values, near, case.query["plural"], highest=True),
         _extreme(case, candidates, values, far, case.query["plural"], highest=False),
     ]
-    name = "the nearest one"
-    yield from look(case, near, " ".join([*findings, case.voice.say("look", name=name)]), name)
-    yield from look(case, far, case.voice.say("look also", name="the farthest one"), "the farthest one")
-    return conclude_colours(case, [near, far])
+    names = ["the nearest one", "the farthest one"]
+    return (yield from compare_colours(case, [near, far], names, before=" ".join(findings)))
 
 
 def _nearest_beside(case: Case) -> Expertise:
     reference, name = case.query["reference"], case.query["name"]
-    yield from look(case, reference, case.voice.say("look", name=name), name)
-    seen = case.voice.say("identified", label=case.region(reference).label)
+    yield from look(case, reference, case.voice.say("look first", name=name), name)
+    seen = identified(case, reference)
     plural = f"objects to the {case.query['side']} of {name}"
     target = case.query["target"]
     finding = yield from _find_nearest(case, case.query["candidates"], target, plural, before=seen)
     name = "the nearest of them"
     yield from look(case, target, f"{finding} {case.voice.say('look', name=name)}", name)
-    return _attribute_seen(case, name)
+    return conclude_attribute(case, name, case.query["attribute"])
 
 
 def _how_many_nearer(case: Case) -> Expertise:
     reference, name, plural = case.query["reference"], case.query["name"], case.query["plural"]
-    yield from look(case, reference, case.voice.say("look", name=name), name)
-    seen = case.voice.say("identified", label=case.region(reference).label)
+    yield from look(case, reference, case.voice.say("look first", name=name), name)
+    seen = identified(case, reference)
     candidates = case.query["candidates"]
     values = yield from _read(case, [reference, *candidates], f"{plural} and {name}", before=seen)
     own, others = values[0], values[1:]
@@ -131,14 +157,13 @@ def _how_many_nearer(case: Case) -> Expertise:
     nearer = [index for index, value in zip(candidates, others, strict=True) if value > own]
     if nearer != list(case.query["matches"]):
         raise Contradiction("the depth readings contradict the answer", str(values))
-    finding = case.voice.say("count nearer", name=name, own=f"{own:.2f}", count=str(len(nearer)), plural=plural)
-    for number, index in enumerate(nearer[:2]):
-        thought = case.voice.say(
-            "look also" if number else "look", name=f"the one of region {candidates.index(index) + 2}"
-        )
-        yield from look(case, index, thought if number else f"{finding} {thought}", "it")
-        finding = case.voice.say("identified", label=case.region(index).label)
-    return case.conclude(finding)
+    count = str(len(nearer))
+    finding = case.voice.say("count nearer", name=name, own=f"{own:.2f}", count=count, plural=plural)
+    for index in nearer:
+        thought = case.voice.say("confirm", number=str(candidates.index(index) + 2))
+        yield from look(case, index, f"{finding} {thought}", "it")
+        finding = identified(case, index)
+    return case.conclude(finding, *([case.voice.say("confirmed", count=count)] if nearer else []))
 
 
 def _find_nearest(
@@ -171,8 +196,3 @@ def _extreme(
         return case.voice.say("nearest", **slots)
     slots.pop("plural")
     return case.voice.say("farthest", **slots)
-
-
-def _attribute_seen(case: Case, name: str) -> Conclusion:
-    finding = "form" if case.query["attribute"] == "shape" else "value"
-    return case.conclude(case.voice.say(finding, name=name, value=case.sample.answer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
 from pearl.pipelines.experts.base import (
     Act,
@@ -32,9 +32,9 @@ def look(case: Case, index: int, thought: str, name: str, *, patient: bool = Fal
     """One closer view of a region; `patient`: a tiny one is approached in two steps when there is no zoom."""
     case.needs("crop", "zoom")
     box = case.region(index).box
-    if "zoom" in case.tools and (side(box) < SMALL or "crop" not in case.tools):
-        factor = float(min(6, max(1, round(0.35 / side(padded(box))))))
-        yield from case.act(thought, "zoom", image=0, box=list(padded(box)), factor=factor)
+    factor = min(6, max(1, round(0.35 / side(padded(box)))))
+    if "zoom" in case.tools and (factor > 1 or "crop" not in case.tools):
+        yield from case.act(thought, "zoom", image=0, box=list(padded(box)), factor=float(factor))
     elif patient and side(box) < TINY:
         outer = padded(box, margin=1.5, least=0.25)
         around = case.voice.say("look around", name=name)
@@ -45,12 +45,32 @@ def look(case: Case, index: int, thought: str, name: str, *, patient: bool = Fal
         yield from case.act(thought, "crop", image=0, box=list(padded(box)))
 
 
+def look_at_each(
+    case: Case, targets: Sequence[int], names: Sequence[str], find: Callable[[int, str], str], before: str = ""
+) -> Generator[Act, ToolResult, str]:
+    """Several regions in turn. Each thought begins with what `find` says of the view before; the last is returned."""
+    for number, (target, name) in enumerate(zip(targets, names, strict=True)):
+        thought = case.voice.say("look also" if number else "look first", name=name)
+        yield from look(case, target, f"{before} {thought}".strip(), name)
+        before = find(target, name)
+    return before
+
+
+def in_view(case: Case) -> Callable[[int, str], str]:
+    return lambda _, name: case.voice.say("in view", name=name)
+
+
+def identified(case: Case, index: int) -> str:
+    return case.voice.say("identified", article=article(case.region(index).label))
+
+
 def attribute(case: Case) -> Expertise:
     """One look at each region that the question is about; more tools, more evidence."""
-    names = case.names
-    for number, (target, name) in enumerate(zip(case.targets[:4], names, strict=False)):
-        thought = case.voice.say("look also" if number else "look", name=name)
-        yield from look(case, target, thought, name, patient=len(names) == 1)
+    targets, names = case.targets[:4], case.names[:4]
+    if len(targets) == 1:
+        yield from look(case, targets[0], case.voice.say("look", name=names[0]), names[0], patient=True)
+    else:
+        yield from look_at_each(case, targets, names, in_view(case))
     kind = case.query.get("attribute")
     if "edges" in case.tools and kind == "shape":
         yield from case.act(case.voice.say("outlines", name=names[0]), "edges", image=case.steps)
@@ -64,8 +84,13 @@ def attribute(case: Case) -> Expertise:
             return case.conclude(case.voice.say("text", text=text))
     if kind is None:
         return case.conclude(case.voice.say("in view", name=names[-1]))
-    finding = "form" if kind == "shape" else "value"
-    return case.conclude(case.voice.say(finding, name=names[0], value=case.sample.answer))
+    return conclude_attribute(case, names[0], kind)
+
+
+def conclude_attribute(case: Case, name: str, kind: str) -> Conclusion:
+    """The answer is the value of an attribute that has been seen."""
+    answer = case.sample.answer
+    return case.conclude(case.voice.say("value", name=name, value=article(answer) if kind == "shape" else answer))
 
 
 def _agrees(text: str, answer: str) -> bool:
@@ -90,7 +115,7 @@ def existence(case: Case) -> Expertise:
             return case.conclude(case.voice.say("found", article=article(wanted)), answer="yes")
         finding = case.voice.say("other", other=article(case.region(index).label), article=article(wanted))
         said = [finding, case.voice.say("search on")]
-    return case.conclude(said[0], case.voice.say("none left", name=wanted, article=article(wanted)), answer="no")
+    return case.conclude(said[0], case.voice.say("none left", article=article(wanted)), answer="no")
 
 
 def counting(case: Case) -> Expertise:
@@ -111,31 +136,41 @@ def counting(case: Case) -> Expertise:
     said = [case.voice.say("count", plural=plural)]
     for number, index in enumerate(matches, start=1):
         yield from look(case, index, " ".join(said), "it")
-        said = [case.voice.say("counted", count=str(number)), case.voice.say("count on")]
-    return case.conclude(total)
+        seen = identified(case, index)
+        said = [seen, case.voice.say("counted", count=str(number)), case.voice.say("count on")]
+    return case.conclude(seen, total)
 
 
 def relation(case: Case) -> Expertise:
-    """Both in one view: outlined, or cut out together."""
+    """Both in one view: outlined, marked, or cut out together; small ones may be looked at first."""
     targets, names = case.targets, case.names
     boxes = [case.region(i).box for i in targets]
+    seen = ""
     if "crop" in case.tools and len(targets) == 2 and max(map(side, boxes)) < SMALL and case.voice.chance(0.4):
-        for number, (target, name) in enumerate(zip(targets, names, strict=True)):
-            thought = case.voice.say("look also" if number else "look", name=name)
-            yield from look(case, target, thought, name)
-    thought = case.voice.say("both in view", a=names[0], b=names[-1])
-    if "highlight" in case.tools:
-        yield from case.act(thought, "highlight", image=0, boxes=[list(rounded(box)) for box in boxes])
-    else:
-        case.needs("highlight", "crop", "zoom")
-        view = list(padded(union(boxes), margin=0.1))
-        factor = {} if "crop" in case.tools else {"factor": 1.0}
-        yield from case.act(thought, "crop" if "crop" in case.tools else "zoom", image=0, box=view, **factor)
+        seen = yield from look_at_each(case, targets, names, in_view(case))
+    yield from _view_both(case, boxes, names, seen)
     if "axis" not in case.query:
-        return case.conclude(case.voice.say("in view", name=names[0]))
+        return case.conclude(case.voice.say("in view", name=" and ".join(dict.fromkeys([names[0], names[-1]]))))
     words = {"left": "to the left of", "right": "to the right of"}
     how = words.get(case.sample.answer, case.sample.answer)
     return case.conclude(case.voice.say("relation", a=names[0], b=names[1], relation=how))
+
+
+def _view_both(case: Case, boxes: Sequence[Box], names: Sequence[str], before: str) -> Generator[Act, ToolResult, None]:
+    def thought(intention: str) -> str:
+        return f"{before} {case.voice.say(intention, a=names[0], b=names[-1])}".strip()
+
+    if "mark" in case.tools and case.voice.chance(0.4):
+        points = [[round((b[0] + b[2]) / 2, 4), round((b[1] + b[3]) / 2, 4)] for b in boxes]
+        yield from case.act(thought("mark"), "mark", image=0, points=points)
+    elif "highlight" in case.tools:
+        yield from case.act(thought("outline both"), "highlight", image=0, boxes=[list(rounded(b)) for b in boxes])
+    else:
+        case.needs("highlight", "mark", "crop", "zoom")
+        view = list(padded(union(list(boxes)), margin=0.1))
+        factor = {} if "crop" in case.tools else {"factor": 1.0}
+        tool = "crop" if "crop" in case.tools else "zoom"
+        yield from case.act(thought("both in view"), tool, image=0, box=view, **factor)
 
 
 def comparison(case: Case) -> Expertise:
@@ -151,9 +186,10 @@ def _size(case: Case) -> Expertise:
     case.needs("crop", "zoom")
     tool, factor = ("crop", {}) if "crop" in case.tools else ("zoom", {"factor": 1.0})
     areas = []
-    for target, name in zip(case.targets, case.names, strict=True):
+    for number, (target, name) in enumerate(zip(case.targets, case.names, strict=True)):
         box: Box = rounded(case.region(target).box)
-        result = yield from case.act(case.voice.say("measure", name=name), tool, image=0, box=list(box), **factor)
+        thought = case.voice.say("measure also" if number else "measure", name=name)
+        result = yield from case.act(thought, tool, image=0, box=list(box), **factor)
         areas.append(result.numbers["width"] * result.numbers["height"])
     larger = case.names[0] if areas[0] > areas[1] else case.names[1]
     if larger != case.sample.answer:
@@ -162,13 +198,16 @@ def _size(case: Case) -> Expertise:
 
 
 def _same_colour(case: Case) -> Expertise:
-    for number, (target, name) in enumerate(zip(case.targets, case.names, strict=True)):
-        yield from look(case, target, case.voice.say("look also" if number else "look", name=name), name)
-    return conclude_colours(case, case.targets)
+    return (yield from compare_colours(case, case.targets, case.names))
 
 
-def conclude_colours(case: Case, pair: list[int]) -> Conclusion:
-    """Whether two regions, which have been looked at, have the same colour."""
+def compare_colours(case: Case, pair: Sequence[int], names: Sequence[str], before: str = "") -> Expertise:
+    """Looks at two regions and says whether they have the same colour."""
+
+    def colour(index: int, name: str) -> str:
+        return case.voice.say("value", name=name, value=case.region(index).attributes["colour"])
+
+    yield from look_at_each(case, pair, names, colour, before)
     first, second = (case.region(i).attributes["colour"] for i in pair)
     if first == second:
         return case.conclude(case.voice.say("same", value=first), answer="yes")

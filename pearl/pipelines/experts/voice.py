@@ -14,11 +14,18 @@ INTENTIONS: dict[str, tuple[str, ...]] = {
     "look": (
         "Let me take a closer look at {name}.",
         "I should look at {name} more closely.",
-        "The answer depends on {name}, so I will look at it up close.",
-        "To be sure, I will examine {name}.",
-        "First I need a better view of {name}.",
+        "The answer depends on {name}, so I will go up close.",
+        "I will examine {name} up close.",
         "A closer view of {name} will settle this.",
-        "I cannot tell at this size; let me enlarge the part with {name}.",
+        "From here I cannot be certain; let me see {name} up close.",
+        "What matters is {name}, so I want a closer view there.",
+    ),
+    "look first": (
+        "First, a closer look at {name}.",
+        "I will begin with {name}.",
+        "Let me start with a closer view of {name}.",
+        "To begin with, I want to see {name} up close.",
+        "First I need a better view of {name}.",
     ),
     "look also": (
         "Now the same for {name}.",
@@ -38,10 +45,10 @@ INTENTIONS: dict[str, tuple[str, ...]] = {
         "From this view I can go in further on {name}.",
     ),
     "search": (
-        "I will go through the places where {article} could be.",
-        "Is {article} there? Let me check the candidates one by one.",
+        "I will look where {article} could be.",
+        "Is {article} there? Let me look at what comes closest.",
         "To find out whether {article} can be seen, I will look at what comes closest.",
-        "There may be {article} among these; let me check.",
+        "If {article} is there, a closer look will show it.",
     ),
     "search on": (
         "Let me check the next candidate.",
@@ -59,13 +66,23 @@ INTENTIONS: dict[str, tuple[str, ...]] = {
     "outline all": (
         "Drawing a box around each of the {plural} will make them easy to count.",
         "I will outline all the {plural} and count the boxes.",
-        "To count the {plural} without missing one, I will mark them.",
+        "To count the {plural} without missing one, I will draw a box around each.",
     ),
     "both in view": (
         "I want {a} and {b} in one view to compare where they are.",
         "Let me get a view with both {a} and {b}.",
-        "Seeing {a} and {b} side by side will help.",
         "To compare their places, I will bring {a} and {b} into one view.",
+        "One view that holds {a} and {b} will show how they lie.",
+    ),
+    "outline both": (
+        "Let me outline {a} and {b} to compare where they are.",
+        "A box around {a} and another around {b} will show how they lie.",
+        "To compare their places, I will outline {a} and {b}.",
+    ),
+    "mark": (
+        "Let me mark {a} and {b} in the picture.",
+        "Marks will show where {a} and {b} are.",
+        "I will mark {a} and {b} to see where they lie.",
     ),
     "depth of two": (
         "Distances are hard to judge by eye; I will estimate depth for {a} and {b}.",
@@ -74,20 +91,25 @@ INTENTIONS: dict[str, tuple[str, ...]] = {
         "I will read the depth at {a} and at {b}.",
     ),
     "depth of many": (
-        "A depth estimate for the {plural} will show how they lie.",
+        "A depth estimate will show how the {plural} lie.",
         "Let me measure how near each of the {plural} is.",
-        "I need the depth of all the {plural}.",
-        "Which of the {plural} is nearer than which? A depth map will tell.",
+        "I need the depth of the {plural}.",
+        "How far away are the {plural}? A depth map will tell.",
     ),
-    "mark": (
-        "Let me mark {a} and {b} in the picture first.",
-        "I will make the two places, {a} and {b}, visible.",
-        "First I mark {a} and {b}.",
+    "confirm": (
+        "Let me confirm what region {number} is.",
+        "To be sure, I will check region {number} up close.",
+        "Region {number} deserves a closer view before I trust the count.",
     ),
     "measure": (
-        "I will cut out exactly {name} and see how large the cut is.",
+        "I will cut out {name} exactly and see how large the cut is.",
         "How large is {name}? A tight cut will tell.",
-        "Let me measure {name} by its box.",
+        "A cut right around {name} will give its size.",
+    ),
+    "measure also": (
+        "Now {name}, cut out in the same way.",
+        "Next, a tight cut of {name}.",
+        "And how large is {name}? I will cut it out as well.",
     ),
     "segment": (
         "Separating {name} from the background will show it alone.",
@@ -95,7 +117,7 @@ INTENTIONS: dict[str, tuple[str, ...]] = {
         "Let me isolate {name}.",
     ),
     "outlines": (
-        "Its outline should be telling; let me draw the edges of this view.",
+        "The outline of {name} should be telling; let me draw the edges of this view.",
         "The edges of this view will show the outline of {name}.",
         "To see the form of {name} without its colour, I will extract the edges.",
     ),
@@ -113,21 +135,15 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "Now it can be seen: {name} is {value}.",
         "{name} turns out to be {value}.",
     ),
-    "form": (
-        "The view shows that {name} is a {value}.",
-        "Up close, {name} is clearly a {value}.",
-        "Now it can be seen: {name} is a {value}.",
-        "{name} turns out to be a {value}.",
-    ),
     "in view": (
-        "Now {name} can be seen well.",
+        "{name} can be seen well here.",
         "This view shows {name} clearly.",
-        "Here {name} is large enough to judge.",
+        "Here {name} can be made out easily.",
     ),
     "identified": (
-        "This view shows a {label}.",
-        "Here is a {label}.",
-        "This is a {label}.",
+        "This view shows {article}.",
+        "Here is {article}.",
+        "This is {article}.",
     ),
     "found": (
         "Here it is: this is {article}.",
@@ -140,15 +156,15 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "What this view shows is {other}, so it is not {article}.",
     ),
     "none left": (
-        "That was the last candidate; there is no {name}.",
-        "None of the candidates is {article}.",
-        "I have checked every candidate without finding {article}.",
+        "There is no other place where {article} could be.",
+        "Nothing else comes close, so {article} cannot be seen.",
+        "That was the last place to look for {article}.",
     ),
-    "counted": ("That makes {count}.", "So far {count}.", "The count is now {count}.", "{count} up to here."),
+    "counted": ("That makes {count}.", "So far {count}.", "The count is now {count}.", "Up to here, {count}."),
     "counted all": (
-        "That is all of them: {count}.",
         "In total I count {count}.",
-        "There are no more; the total is {count}.",
+        "There are no more, so the total is {count}.",
+        "That completes the count: {count}.",
     ),
     "relation": (
         "In this view, {a} is {relation} {b}.",
@@ -171,13 +187,14 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "Farthest is region {number}, at {value}.",
     ),
     "count nearer": (
-        "{name} reads {own}; {count} of the {plural} read higher and are nearer.",
-        "Compared with {own} for {name}, {count} of the {plural} have a higher value.",
-        "Against the {own} of {name}, {count} of the {plural} are nearer.",
+        "{name} reads {own}; the number of {plural} that read higher is {count}.",
+        "Compared with {own} for {name}, the number of {plural} with a higher value is {count}.",
+        "Counting the {plural} that read higher than {name} ({own}) gives {count}.",
     ),
+    "confirmed": ("That confirms the count of {count}.", "So the count of {count} stands."),
     "larger": (
         "One cut has {first} pixels, the other {second}, so {larger} takes up more of the picture.",
-        "{first} against {second} pixels: {larger} takes up more room.",
+        "With {first} against {second} pixels, {larger} has the larger cut.",
         "By area it is {first} to {second} pixels, so {larger} is larger in the picture.",
     ),
     "same": (
@@ -195,7 +212,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "So the answer is {answer}.",
         "The answer is therefore {answer}.",
         "That gives the answer: {answer}.",
-        "Hence: {answer}.",
+        "This makes the answer {answer}.",
         "My answer is {answer}.",
     ),
 }
@@ -217,5 +234,7 @@ class Voice:
 
 
 def article(noun: str) -> str:
-    """The noun with "a" or "an"."""
+    """The noun with "a" or "an"; alone if it looks like a plural ("skis", but not "glass" or "bus")."""
+    if re.search("[^su]s$", noun):
+        return noun
     return f"{'an' if re.match('[aeiouAEIOU]', noun) else 'a'} {noun}"

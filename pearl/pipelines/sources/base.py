@@ -110,7 +110,10 @@ def inside(root: Path, relative: str) -> Path:
     """
     if "\0" in relative:
         raise BadRecord(f"{relative!r}: a path cannot hold a null character")
-    path = (root / relative).resolve()
+    try:
+        path = (root / relative).resolve()
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise BadRecord(f"{relative}: {error}") from error
     if not path.is_relative_to(root.resolve()):
         raise BadRecord(f"{relative}: the path leaves the folder {root}")
     return path

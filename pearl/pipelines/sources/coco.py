@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,7 +54,8 @@ class Coco(Source):
     def _given(self, index: CocoIndex) -> Iterator[Item]:
         assert self.questions is not None
         seen: Counter[str] = Counter()
-        for number, line in enumerate(_lines(self.questions), start=1):
+        lines = _bytes(self.questions).removeprefix(codecs.BOM_UTF8).splitlines()
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{self.questions.name} line {number}"
@@ -100,20 +101,35 @@ class CocoIndex:
     """The parsed annotation file: images, categories, good boxes, crowds, and what is wrong with it."""
 
     def __init__(self, file: Path) -> None:
+        self.file = file
         self.problems: list[Item] = []
+        self._problem_keys: Counter[str] = Counter()
+        self._by_name: dict[str, dict[str, Any]] = {}
         self.images: dict[Any, dict[str, Any]] = {}
         self.categories: dict[Any, str] = {}
         self.crowded: dict[Any, set[str]] = defaultdict(set)
         self._regions: dict[Any, dict[Any, Region]] = defaultdict(dict)
-        self._bad: dict[Any, str] = {}
+        self._bad: dict[tuple[Any, Any], str] = {}
         document = _load_json(file)
-        licenses = {one.get("id"): str(one.get("name", "")) for one in _rows(document, "licenses")}
-        for category in _required(document, "categories", file):
-            self.categories[category.get("id")] = str(category.get("name"))
-        for image in _required(document, "images", file):
+        licenses = {_key(one.get("id")): str(one.get("name", "")) for one in self._rows(document.get("licenses"), "licenses")}
+        for category in self._required(document, "categories"):
+            self._add_category(category)
+        for image in self._required(document, "images"):
             self._add_image(image, licenses)
-        for annotation in _required(document, "annotations", file):
+        for annotation in self._required(document, "annotations"):
             self._add_annotation(annotation)
+
+    def _required(self, document: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+        if not isinstance(document.get(name), list):
+            raise SourceError(f"{self.file} is not a COCO instances file: it has no list {name!r}")
+        return self._rows(document[name], name)
+
+    def _rows(self, rows: Any, name: str) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(rows if isinstance(rows, list) else ()):
+            if isinstance(row, dict):
+                yield row
+            else:
+                self._problem(f"{name}-{number}", f"{name}[{number}] is not a JSON object")
 
     def regions(self, image_id: Any) -> dict[Any, Region]:
         """The image's boxes by annotation id, in the file's order."""
@@ -125,37 +141,48 @@ class CocoIndex:
         Raises:
             BadRecord: it names an image or annotation that is not there.
         """
-        image = next((i for i in self.images.values() if i["file_name"] == question["image"]), None)
+        image = self._by_name.get(question["image"])
         if image is None:
             raise BadRecord(f"the image {question['image']!r} is not in the annotation file")
         regions = self.regions(image["id"])
         for wanted in question["annotation_ids"]:
-            if wanted in self._bad:
-                raise BadRecord(self._bad[wanted])
+            if problem := self._bad.get((image["id"], wanted)):
+                raise BadRecord(problem)
             if wanted not in regions:
                 raise BadRecord(f"the annotation {wanted!r} is not one of image {question['image']!r}")
         targets = list(range(len(question["annotation_ids"])))
         chosen = [regions[wanted] for wanted in question["annotation_ids"]]
         return _record(image, chosen, {**question, "query": {"targets": targets}})
 
+    def _add_category(self, category: Mapping[str, Any]) -> None:
+        key, name = _key(category.get("id")), category.get("name")
+        if key in self.categories:
+            self._problem(f"category-{key}-again", f"the category id {key!r} stands there twice ({name})")
+        elif key is None or not isinstance(name, str) or not name:
+            self._problem(f"category-{key}", f"the category {key!r} lacks an id or a name")
+        else:
+            self.categories[key] = name
+
     def _add_image(self, image: Mapping[str, Any], licenses: Mapping[Any, str]) -> None:
-        key, name, size = image.get("id"), image.get("file_name"), (image.get("width"), image.get("height"))
+        key, name, size = _key(image.get("id")), image.get("file_name"), (image.get("width"), image.get("height"))
         if key in self.images:
             self._problem(f"image-{key}-again", f"the image id {key!r} stands there twice ({name})")
-        elif not isinstance(name, str) or not all(isinstance(side, int) and side > 0 for side in size):
-            self._problem(f"image-{key}", f"the image {key!r} lacks a file_name, or a width and height in pixels")
+        elif key is None or not isinstance(name, str) or not all(isinstance(side, int) and side > 0 for side in size):
+            self._problem(f"image-{key}", f"the image {key!r} lacks an id, a file_name, or a width and height in pixels")
         else:
-            license_name = licenses.get(image.get("license"), "unknown")
+            license_name = licenses.get(_key(image.get("license"))) or "unknown"
             self.images[key] = {"id": key, "file_name": name, "size": list(size), "license": license_name}
+            self._by_name.setdefault(name, self.images[key])
 
     def _add_annotation(self, annotation: Mapping[str, Any]) -> None:
-        key, image_id = annotation.get("id"), annotation.get("image_id")
+        key, image_id = _key(annotation.get("id")), _key(annotation.get("image_id"))
+        category = _key(annotation.get("category_id"))
         try:
             if image_id not in self.images:
                 raise BadRecord(f"annotation {key!r} is of an image id that is not there: {image_id!r}")
-            if annotation.get("category_id") not in self.categories:
-                raise BadRecord(f"annotation {key!r} has an unknown category id: {annotation.get('category_id')!r}")
-            name = self.categories[annotation["category_id"]]
+            if category not in self.categories:
+                raise BadRecord(f"annotation {key!r} has an unknown category id: {category!r}")
+            name = self.categories[category]
             if annotation.get("iscrowd"):
                 self.crowded[image_id].add(name)
             elif key in self._regions[image_id]:
@@ -164,27 +191,36 @@ class CocoIndex:
                 box = _fractions(annotation.get("bbox"), self.images[image_id]["size"], key)
                 self._regions[image_id][key] = Region(name, box)
         except BadRecord as error:
-            self._bad[key] = str(error)
+            self._bad[image_id, key] = str(error)
             self._problem(f"annotation-{key}", str(error))
 
     def _problem(self, key: str, problem: str) -> None:
-        taken = sum(item.key == key or item.key.startswith(f"{key}~") for item in self.problems)
-        self.problems.append(Item(f"{key}~{taken}" if taken else key, problem=problem))
+        taken = self._problem_keys[key]
+        self._problem_keys[key] += 1
+        self.problems.append(Item(f"{key}~{taken}" if taken else key, problem=f"{self.file.name}: {problem}"))
+
+
+def _key(value: Any) -> Any:
+    """An id as a dictionary's key: numbers, text and nothing as they are, anything else (a list, …) as its text."""
+    return value if isinstance(value, int | float | str | None) else repr(value)
 
 
 def _fractions(box: Any, size: list[int], key: Any) -> tuple[float, float, float, float]:
     """COCO's `[x, y, width, height]` in pixels as `[x0, y0, x1, y1]` in 0..1; half a pixel outside is forgiven."""
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
         raise BadRecord(f"annotation {key!r}: bbox {box!r} is not [x, y, width, height]")
+    if not all(-1e9 < value < 1e9 for value in box):
+        raise BadRecord(f"annotation {key!r}: bbox {box!r} holds NaN, infinity or a number beyond any image")
     x, y, width, height = (float(value) for value in box)
-    if not all(map(math.isfinite, (x, y, width, height))):
-        raise BadRecord(f"annotation {key!r}: bbox {box!r} is not finite")
     if width <= 0 or height <= 0:
         raise BadRecord(f"annotation {key!r}: bbox {box!r} has no area")
     if x < -0.5 or y < -0.5 or x + width > size[0] + 0.5 or y + height > size[1] + 0.5:
         raise BadRecord(f"annotation {key!r}: bbox {box!r} lies outside the {size[0]}×{size[1]} image")
     x0, y0 = max(x, 0.0) / size[0], max(y, 0.0) / size[1]
-    return x0, y0, min((x + width) / size[0], 1.0), min((y + height) / size[1], 1.0)
+    x1, y1 = min((x + width) / size[0], 1.0), min((y + height) / size[1], 1.0)
+    if x0 >= x1 or y0 >= y1:
+        raise BadRecord(f"annotation {key!r}: bbox {box!r} lies outside the {size[0]}×{size[1]} image")
+    return x0, y0, x1, y1
 
 
 def _record(image: Mapping[str, Any], regions: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,34 +233,34 @@ def _record(image: Mapping[str, Any], regions: Any, asked: Mapping[str, Any]) ->
     }
 
 
-def _parse_question(line: str) -> dict[str, Any]:
+def _parse_question(line: bytes) -> dict[str, Any]:
+    """Each line is decoded alone, so that invalid UTF-8 spoils one line only."""
     try:
-        question = json.loads(line)
-    except json.JSONDecodeError as error:
+        question = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"invalid UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise BadRecord(f"not JSON: {error}") from error
     if not isinstance(question, dict):
         raise BadRecord("not a JSON object")
     for name, kind in (("id", str | int), ("image", str), ("question", str), ("answer", str), ("skill", str)):
         if not isinstance(question.get(name), kind):
             raise BadRecord(f"the field {name!r} is missing or of the wrong kind")
+        if not str(question[name]).strip():
+            raise BadRecord(f"the field {name!r} is empty")
     for name in ("choices", "annotation_ids"):
         if not isinstance(question.get(name, []), list):
             raise BadRecord(f"the field {name!r} is not a list")
     question = {"choices": [], "annotation_ids": [], **question}
+    if not all(isinstance(choice, str) for choice in question["choices"]):
+        raise BadRecord(f"the choices {question['choices']} are not all text")
+    if not all(isinstance(wanted, int | str) for wanted in question["annotation_ids"]):
+        raise BadRecord(f"the annotation ids {question['annotation_ids']} are not all numbers or text")
     if question["choices"] and question["answer"] not in question["choices"]:
         raise BadRecord(f"the answer {question['answer']!r} is not among the choices {question['choices']}")
     if question["skill"] not in WITH_ANSWER:
         raise BadRecord(f"the skill {question['skill']!r} is none of {', '.join(WITH_ANSWER)}")
     return question
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines, each decoded alone, so that invalid UTF-8 spoils one line only."""
-    for raw in _bytes(path).splitlines():
-        try:
-            yield raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            yield json.dumps(f"invalid UTF-8: {error}")
 
 
 def _bytes(path: Path) -> bytes:
@@ -239,7 +275,7 @@ def _load_json(file: Path) -> dict[str, Any]:
         document = json.loads(_bytes(file))
     except UnicodeDecodeError as error:
         raise SourceError(f"{file} is not valid UTF-8: {error}") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{file} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise SourceError(
@@ -247,13 +283,3 @@ def _load_json(file: Path) -> dict[str, Any]:
         )
     return document
 
-
-def _rows(document: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    rows = document.get(name, [])
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _required(document: Mapping[str, Any], name: str, file: Path) -> list[dict[str, Any]]:
-    if not isinstance(document.get(name), list):
-        raise SourceError(f"{file} is not a COCO instances file: it has no list {name!r}")
-    return _rows(document, name)

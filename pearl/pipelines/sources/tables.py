@@ -7,7 +7,7 @@
 | `choices` | list of text | an open question |
 | `boxes` | list of `[x0, y0, x1, y1]`, in 0..1, or in pixels if any number is above 1 | no regions |
 | `labels` | list of text, one a box | "the region" |
-| `skill` | one of the experts' skills | `attribute` |
+| `skill` | one of the skills that a question file may name (`coco.WITH_ANSWER`) | `attribute` |
 | `id` | text or number | file and row number |
 | `license` | text | `unknown` |
 """
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pearl.images import ImageError, header
 from pearl.parquet import DataError, resolve
 from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
+from pearl.pipelines.sources.coco import WITH_ANSWER
 from pearl.records import EncodedImage, Region, Sample
 
 COLUMNS = ("image", "question", "answer", "choices", "boxes", "labels", "skill", "id", "license")
@@ -48,9 +49,13 @@ class ParquetRows(Source):
             if absent := [self.columns[c] for c in NEEDED if self.columns[c] not in file.schema_arrow.names]:
                 names = ", ".join(file.schema_arrow.names)
                 raise SourceError(f"{path} has no column {', '.join(absent)} (it has {names}); map them with --columns")
+            before = 0
             for group in range(file.num_row_groups):
-                for row in range(file.metadata.row_group(group).num_rows):
-                    yield Item(f"{number}/{group}/{row}", {"file": str(path), "group": group, "row": row})
+                rows = file.metadata.row_group(group).num_rows
+                for row in range(rows):
+                    record = {"file": str(path), "group": group, "row": row, "number": before + row}
+                    yield Item(f"{number}/{group}/{row}", record)
+                before += rows
 
     def _files(self) -> list[Path]:
         try:
@@ -62,21 +67,27 @@ class ParquetRows(Source):
         record = item.record
         row = _row_group(record["file"], record["group"]).slice(record["row"], 1).to_pylist()[0]
         values = {ours: row.get(theirs) for ours, theirs in self.columns.items()}
-        image = _image(values["image"])
         try:
-            size = header(image.data, self.options.max_pixels)
-        except ImageError as error:
-            raise BadRecord(f"{item.key}: image: {error}") from error
+            return self._sample(item.key if values["id"] is None else str(values["id"]), values)
+        except (BadRecord, ImageError) as error:
+            raise BadRecord(f"{Path(record['file']).name} row {record['number']}: {error}") from error
+
+    def _sample(self, key: str, values: Mapping[str, Any]) -> Sample:
+        image = _image(values["image"])
+        size = header(image.data, self.options.max_pixels)
         choices = tuple(str(choice) for choice in values["choices"] or ())
         if not values["question"] or values["answer"] in (None, ""):
-            raise BadRecord(f"{item.key}: the question or the answer is empty")
+            raise BadRecord("the question or the answer is empty")
         answer = str(values["answer"])
         if choices and answer not in choices:
-            raise BadRecord(f"{item.key}: the answer {answer!r} is not among the choices {list(choices)}")
-        regions = _regions(values["boxes"], values["labels"], size, item.key)
+            raise BadRecord(f"the answer {answer!r} is not among the choices {list(choices)}")
+        skill = str(values["skill"] or "attribute")
+        if skill not in WITH_ANSWER:
+            raise BadRecord(f"the skill {skill!r} is none of {', '.join(WITH_ANSWER)}")
+        regions = _regions(values["boxes"], values["labels"], size)
         query = {"targets": list(range(len(regions)))}
         return Sample(
-            item.key, image, str(values["question"]), choices, answer, regions, str(values["skill"] or "attribute"),
+            key, image, str(values["question"]), choices, answer, regions, skill,
             f"{self.name}:{Path(self.place).name}", str(values["license"] or "unknown"), query,
         )  # fmt: skip
 
@@ -118,17 +129,19 @@ def _image(value: Any) -> EncodedImage:
     raise BadRecord("the image column holds no image bytes (a path alone is not followed)")
 
 
-def _regions(boxes: Any, labels: Any, size: tuple[int, int], key: str) -> tuple[Region, ...]:
+def _regions(boxes: Any, labels: Any, size: tuple[int, int]) -> tuple[Region, ...]:
     if boxes is None:
         return ()
-    names = labels if labels and len(labels) == len(boxes) else ["region"] * len(boxes)
+    names = ["region"] * len(boxes) if labels is None else labels
+    if len(names) != len(boxes):
+        raise BadRecord(f"{len(boxes)} boxes but {len(names)} labels")
     regions = []
     for box, name in zip(boxes, names, strict=True):
-        if len(box) != 4:
-            raise BadRecord(f"{key}: the box {box} has not four numbers")
+        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
+            raise BadRecord(f"the box {box} has not four numbers")
         scale = (*size, *size) if max(box) > 1 else (1, 1, 1, 1)
         x0, y0, x1, y1 = (float(value) / side for value, side in zip(box, scale, strict=True))
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise BadRecord(f"{key}: the box {box} is inverted, empty or outside the image")
+            raise BadRecord(f"the box {box} is inverted, empty or outside the image")
         regions.append(Region(str(name), (x0, y0, x1, y1)))
     return tuple(regions)

@@ -1,0 +1,55 @@
+# make demo   sets up an environment and makes trajectories from what ships with the package
+# make test   sets up an environment, then lint, types and tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types test-slow bench clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pearl needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[scenes]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	@scripts/system-packages renderer
+	$(BIN)/pearl-gen trajectories --tools crop,depth --out $(DEMO)/traj.parquet --resume
+	$(BIN)/pearl-gen view $(DEMO)/traj.parquet --out $(DEMO)/trajectories.html
+	@echo
+	@echo "The dataset:  $(DEMO)/traj.parquet"
+	@echo "Look at it:   open $(DEMO)/trajectories.html in a browser"
+	@echo "Count it:     $(BIN)/pearl-gen inspect $(DEMO)/traj.parquet"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+test: lint types
+	@scripts/system-packages renderer browser
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	@scripts/system-packages renderer browser
+	$(BIN)/pytest -m slow --timeout 3600
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.generation
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

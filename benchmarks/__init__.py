@@ -1,0 +1,1 @@
+"""Speed and memory: one script a claim; docs/performance.md has the figures."""
