@@ -240,7 +240,7 @@ def test_resolve_finds_a_file_a_folder_and_a_glob(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["nothing.parquet", "empty", "no*.parquet", "."])
 def test_resolve_says_what_it_expected(tmp_path: Path, place: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no Parquet file at .*expected a file, a folder, a glob or a Hub dataset id"):
+    with pytest.raises(DataError, match=r"no Parquet file at .*expected a file, a folder, a glob or a Hub dataset id"):
         resolve(tmp_path / place)
 
 

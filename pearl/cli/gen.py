@@ -26,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""Of click, or of the copy of it that newer versions of typer bring."""
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -215,7 +218,7 @@ def validate(data: Data) -> None:
 
     rows, problems = validate_data(data)
     for problem in problems[:50]:
-        errors.print(problem, markup=False, highlight=False)
+        errors.print(problem, markup=False, highlight=False, soft_wrap=True)
     if len(problems) > 50:
         errors.print(f"… and {len(problems) - 50} more")
     console.print(f"{rows} trajectories, {len(problems)} problems")
@@ -270,17 +273,15 @@ def main() -> None:
 
 
 def run(command: Callable[..., Any]) -> int:
-    from click.exceptions import Abort, ClickException, Exit
-
     try:
         result = command(standalone_mode=False)
         return int(result or 0)
-    except Exit as stop:
+    except typer.Exit as stop:
         return int(stop.exit_code)
-    except ClickException as error:
+    except USAGE_ERROR as error:
         error.show()
         return int(error.exit_code)
-    except (Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         errors.print("stopped; --resume continues")
         return 130
     except (ValueError, RuntimeError) as error:

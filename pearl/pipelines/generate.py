@@ -215,7 +215,7 @@ def _finish(directory: RunDirectory, task: ShardTask, settings: dict[str, Any], 
 
 
 def preview(config: GenerateConfig, out: Path) -> dict[str, Any]:
-    """What `generate` would do, without writing: samples by source, shards, and the outcomes of the first samples."""
+    """What `generate` would do, without writing: samples by source, shards, what becomes of the first samples."""
     import tempfile
 
     from pearl.pipelines.shards import ShardMaker
@@ -229,7 +229,7 @@ def preview(config: GenerateConfig, out: Path) -> dict[str, Any]:
         if planned == 0:
             raise RunError("the sources hold no sample")
         maker = ShardMaker(ShardTask(config, fingerprint(made_by), str(directory.root), total))
-        first = maker.first_trajectory()
+        outcomes = maker.first_outcomes()
         by_source = Counter(
             config.sources[source] for shard in range(total) for _, source, _ in directory.planned(shard)
         )
@@ -240,5 +240,5 @@ def preview(config: GenerateConfig, out: Path) -> dict[str, Any]:
         "by_source": dict(by_source),
         "recipe": made_by,
         "fingerprint": fingerprint(made_by),
-        "first": first,
+        "outcomes": outcomes,
     }

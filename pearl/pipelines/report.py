@@ -47,14 +47,23 @@ def print_preview(console: Console, found: Mapping[str, Any]) -> None:
     console.print(f"would write {found['planned']} samples as {found['shards']} shards to {found['out']}")
     console.print(f"sources: {_listed(found['by_source'])}")
     console.print(f"fingerprint: {found['fingerprint'][:16]}")
-    first = found["first"]
-    if isinstance(first, Refusal):
-        console.print(
-            f"no sample of the first shard gives a trajectory; the first reason: {first.reason}: {first.detail}"
-        )
-    else:
-        console.print("the first trajectory:\n")
-        print_trajectory(console, first)
+    kept = [outcome for outcome in found["outcomes"] if isinstance(outcome, Trajectory)]
+    refused = [outcome for outcome in found["outcomes"] if isinstance(outcome, Refusal)]
+    if not kept:
+        console.print(f"none of the first {len(refused)} samples gives a trajectory:")
+        for refusal in refused[:5]:
+            console.print(f"  {refusal.key}: {refusal.reason}: {refusal.detail}", markup=False)
+        return
+    rows = found["planned"] * len(kept) / len(found["outcomes"])
+    size = rows * sum(map(_bytes, kept)) / len(kept)
+    console.print(f"of the first {len(found['outcomes'])} samples {len(kept)} give trajectories;")
+    console.print(f"in all about {rows:.0f} trajectories, {size / 1e6:.1f} MB. The first one:\n")
+    print_trajectory(console, kept[0])
+
+
+def _bytes(trajectory: Trajectory) -> int:
+    images = [step.observation.image for step in trajectory.steps]
+    return len(trajectory.image.data) + sum(len(image.data) for image in images if image)
 
 
 def print_trajectory(console: Console, trajectory: Trajectory) -> None:

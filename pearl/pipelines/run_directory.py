@@ -38,7 +38,10 @@ _PLAN = pa.schema(
         ("problem", pa.string()),
     ]
 )
-_SYSTEM_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_SYSTEM_FAULTS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
+)  # fmt: skip
 
 
 class RunDirectory:
@@ -165,9 +168,12 @@ def faults_explained(path: Path) -> Iterator[None]:
     """Turns a full disk or a missing permission into a RunError that names the place."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _SYSTEM_FAULTS or isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, pa.ArrowException) as error:
+        cause: BaseException | None = error
+        while cause is not None:  # a writer that fails may fail again, in other words, while it is closed
+            if isinstance(cause, OSError) and cause.errno in _SYSTEM_FAULTS:
+                raise RunError(f"cannot write {path}: {os.strerror(cause.errno)}") from error
+            cause = cause.__context__
         raise
 
 

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,9 @@ class ShardMaker:
         for _ in self._outcomes(self._rollout(), number, everything - set(ordinals), silent=True):
             pass
 
-    def first_trajectory(self) -> Trajectory | Refusal:
-        """The first trajectory of the first shard; when all its samples are refused, the first refusal."""
-        refusal: Refusal | None = None
-        for outcome in self._outcomes(self._rollout(), 0, ()):
-            if isinstance(outcome, Trajectory):
-                return outcome
-            refusal = refusal or outcome
-        assert refusal is not None
-        return refusal
+    def first_outcomes(self) -> list[Trajectory | Refusal]:
+        """What becomes of the first samples of the first shard, at most `LOCKSTEP` of them."""
+        return list(islice(self._outcomes(self._rollout(), 0, ()), LOCKSTEP))
 
     def _rollout(self) -> Rollout:
         config = self.task.config

@@ -16,6 +16,8 @@ from pearl.records import Box
 from pearl.scenes.layout import HALF_EXTENTS, Layout, Surface, Thing
 
 NEAR_PLANE, FAR_PLANE = 0.1, 100.0
+PEDESTAL_RADIUS, ROD_RADIUS = 0.13, 0.025
+"""All supports have one thickness, in metres: how thick they look tells how far they are, whatever the object's size."""
 
 
 class RendererUnavailable(RuntimeError):
@@ -297,14 +299,13 @@ def _add_support(world: ET.Element, thing: Thing, layout: Layout) -> None:
     x, y, _ = thing.position
     rgba = (*layout.room.support_rgb, 1)
     if thing.support == "pedestal":
-        half = thing.bottom / 2
-        reach = 0.75 * thing.radius
+        half, reach = thing.bottom / 2, PEDESTAL_RADIUS
         kind, size = ("cylinder", (reach, half)) if thing.round_pedestal else ("box", (reach, reach, half))
         _tag(world, "geom", type=kind, pos=(x, y, half), size=size, rgba=rgba)
     elif thing.support == "rod" and layout.room.ceiling is not None:
         low = thing.position[2]
         half = (layout.room.ceiling - low) / 2
-        _tag(world, "geom", type="cylinder", pos=(x, y, low + half), size=(0.012, half), rgba=rgba)
+        _tag(world, "geom", type="cylinder", pos=(x, y, low + half), size=(ROD_RADIUS, half), rgba=rgba)
 
 
 def _tag(parent: ET.Element, tag: str, /, **attributes: Any) -> ET.Element:

@@ -154,7 +154,8 @@ def _quantised(nearness: np.ndarray) -> np.ndarray:
     """0..255 between the 1st and 99.5th percentile. Readings are taken from this, so the last bits of a device's
     arithmetic do not reach the data."""
     low, high = np.percentile(nearness, (1.0, 99.5))
-    return np.clip(np.rint((nearness - low) * (255.0 / max(high - low, 1e-6))), 0, 255).astype(np.uint8)
+    levels: np.ndarray = np.clip(np.rint((nearness - low) * (255.0 / max(high - low, 1e-6))), 0, 255)
+    return levels.astype(np.uint8)
 
 
 def _is_too_narrow(picture: Picture) -> bool:

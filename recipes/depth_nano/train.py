@@ -1,6 +1,6 @@
 """Trains depth-nano on the arrays of `data.py`: DepthAnything's architecture at 2 million parameters.
 
-    torchrun --nproc-per-node 2 -m recipes.depth_nano.train --minutes 110 --out runs/depth_nano/model
+    torchrun --nproc-per-node 2 -m recipes.depth_nano.train --minutes 150 --out runs/depth_nano/model
 
 Resolution grows with progress (112, 168, 224 pixels), the learning rate follows a cosine, and an average of the
 weights is what is saved. A run that was stopped continues from its last checkpoint.
@@ -32,7 +32,7 @@ WARMUP_STEPS = 300
 EPS = 0.03
 HELD_OUT = 150
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STAGES = ((0.25, 112), (0.70, 168), (1.01, 224))
+STAGES = ((0.10, 112), (0.55, 168), (1.01, 224))
 
 
 def build_model() -> torch.nn.Module:
@@ -138,7 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("runs/depth_nano/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/depth_nano/model"))
-    parser.add_argument("--minutes", type=float, default=110)
+    parser.add_argument("--minutes", type=float, default=150)
+    parser.add_argument("--init", type=Path, help="start from these weights, a folder that save_pretrained wrote")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -146,6 +147,8 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(SEED)
     model = build_model().to(memory_format=torch.channels_last)
+    if options.init:
+        model.load_state_dict(type(model).from_pretrained(options.init, dtype=torch.float32).state_dict())
     average = build_model()
     average.load_state_dict(model.state_dict())
     parallel = DistributedDataParallel(model, static_graph=True)  # some of the architecture is unused

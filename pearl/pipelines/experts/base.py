@@ -3,6 +3,7 @@ returns a conclusion. It may branch on what a tool showed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -74,9 +75,6 @@ class Case:
     def region(self, index: int) -> Region:
         return self.sample.regions[index]
 
-    def name(self, index: int) -> str:
-        return f"the {self.region(index).label}"
-
     @property
     def targets(self) -> list[int]:
         """The regions that the question is about.
@@ -91,13 +89,26 @@ class Case:
 
     @property
     def names(self) -> list[str]:
-        """What the question calls its targets."""
-        return list(self.query.get("names") or [self.name(i) for i in self.targets])
+        """What the question calls its targets: by their labels, with numbers where several share one; without its
+        label where there is one target and its label would give the answer away."""
+        if self.query.get("names"):
+            return list(self.query["names"])
+        labels = [self.region(i).label for i in self.targets]
+        if len(labels) == 1 and _words(labels[0]) & _words(self.sample.answer) - _words(self.sample.question):
+            return ["the place in question"]
+        return [
+            f"the {label}" if labels.count(label) == 1 else f"{label} {labels[: place + 1].count(label)}"
+            for place, label in enumerate(labels)
+        ]
 
     def conclude(self, *findings: str, answer: str | None = None) -> Conclusion:
         """Findings, then the answer (the annotated one unless another is given)."""
         final = self.sample.answer if answer is None else answer
         return Conclusion(" ".join([*findings, self.voice.say("answer", answer=final)]), final)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 def padded(box: Box, margin: float = 0.2, least: float = 0.085) -> Box:

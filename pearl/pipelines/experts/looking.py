@@ -83,7 +83,7 @@ def attribute(case: Case) -> Expertise:
         if _agrees(text, case.sample.answer):
             return case.conclude(case.voice.say("text", text=text))
     if kind is None:
-        return case.conclude(case.voice.say("in view", name=names[-1]))
+        return case.conclude(case.voice.say("in view", name=" and ".join(names)))
     return conclude_attribute(case, names[0], kind)
 
 

@@ -108,7 +108,7 @@ INTENTIONS: dict[str, tuple[str, ...]] = {
     ),
     "measure also": (
         "Now {name}, cut out in the same way.",
-        "Next, a tight cut of {name}.",
+        "Let me cut out {name} as tightly.",
         "And how large is {name}? I will cut it out as well.",
     ),
     "segment": (

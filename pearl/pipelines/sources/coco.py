@@ -22,7 +22,8 @@ class Coco(Source):
     """COCO instances.
 
     Boxes become fractions of the image's own size as the file states it. Crowd regions (`iscrowd`) stand for no single
-    object: nothing is asked about their category in that image. Masks (polygons, RLE) are not needed and not read.
+    object: nothing is asked about their category in that image, nor about that of a refused annotation. Masks
+    (polygons, RLE) are not needed and not read.
     """
 
     name = "coco"
@@ -104,6 +105,7 @@ class CocoIndex:
         self.file = file
         self.problems: list[Item] = []
         self._problem_keys: Counter[str] = Counter()
+        self._ambiguous: set[Any] = set()
         self._by_name: dict[str, dict[str, Any]] = {}
         self.images: dict[Any, dict[str, Any]] = {}
         self.categories: dict[Any, str] = {}
@@ -116,6 +118,8 @@ class CocoIndex:
             self._add_category(category)
         for image in self._required(document, "images"):
             self._add_image(image, licenses)
+        for key in self._ambiguous & self.images.keys():
+            self._by_name.pop(self.images.pop(key)["file_name"], None)
         for annotation in self._required(document, "annotations"):
             self._add_annotation(annotation)
 
@@ -167,6 +171,8 @@ class CocoIndex:
         key, name, size = _key(image.get("id")), image.get("file_name"), (image.get("width"), image.get("height"))
         if key in self.images:
             self._problem(f"image-{key}-again", f"the image id {key!r} stands there twice ({name})")
+            if name != self.images[key]["file_name"]:
+                self._ambiguous.add(key)  # whose annotations are they?
         elif key is None or not isinstance(name, str) or not all(isinstance(side, int) and side > 0 for side in size):
             self._problem(f"image-{key}", f"the image {key!r} lacks an id, a file_name, or a width and height in pixels")
         else:
@@ -179,7 +185,7 @@ class CocoIndex:
         category = _key(annotation.get("category_id"))
         try:
             if image_id not in self.images:
-                raise BadRecord(f"annotation {key!r} is of an image id that is not there: {image_id!r}")
+                raise BadRecord(f"annotation {key!r} is of an image id that is not there once: {image_id!r}")
             if category not in self.categories:
                 raise BadRecord(f"annotation {key!r} has an unknown category id: {category!r}")
             name = self.categories[category]
@@ -192,6 +198,8 @@ class CocoIndex:
                 self._regions[image_id][key] = Region(name, box)
         except BadRecord as error:
             self._bad[image_id, key] = str(error)
+            if category in self.categories:
+                self.crowded[image_id].add(self.categories[category])  # what is left would be counted wrongly
             self._problem(f"annotation-{key}", str(error))
 
     def _problem(self, key: str, problem: str) -> None:
