@@ -51,7 +51,7 @@ _maker: ShardMaker
 
 
 def _open(task: ShardTask) -> None:
-    global _maker  # noqa: PLW0603
+    global _maker
     _maker = ShardMaker(task)
 
 
@@ -115,8 +115,8 @@ def speed(count: int, workers: int) -> dict[str, Any]:
             runs.append(figures)
 
     def ratio(key: str) -> float:
-        by_engine = {name: sum(run[key] for run in runs if run["engine"] == name) for name in ("ray", "pool")}
-        return round(by_engine["ray"] / by_engine["pool"], 3)
+        ray, pool = (sum(float(run[key]) for run in runs if run["engine"] == name) for name in ("ray", "pool"))
+        return round(ray / pool, 3)
 
     return {
         "count": count,

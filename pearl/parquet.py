@@ -273,7 +273,9 @@ def read_metadata(file_schema: pa.Schema) -> dict[str, Any] | None:
     return None if raw is None else dict(json.loads(raw))
 
 
-def read_group(path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def read_group(
+    path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """The rows of one row group of an opened file.
 
     Raises:

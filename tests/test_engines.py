@@ -217,6 +217,8 @@ def test_a_sample_that_kills_its_worker_is_quarantined_alone(tmp_path: Path) -> 
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["quarantined"] == 1
     assert manifest["kept"] + sum(manifest["rejected"].values()) + 1 == 21
-    lines = [line for path in (tmp_path / "out" / "run" / "refused").iterdir() for line in path.read_text().splitlines()]
+    lines = [
+        line for path in (tmp_path / "out" / "run" / "refused").iterdir() for line in path.read_text().splitlines()
+    ]
     quarantined = [refusal for refusal in map(json.loads, lines) if refusal["quarantined"]]
     assert [(refusal["key"], refusal["reason"]) for refusal in quarantined] == [("coffee-02", "the worker died")]

@@ -138,6 +138,7 @@ def test_float_grey_spans_the_range_of_its_values() -> None:
     assert (np.diff(pixels[..., 0].ravel().astype(int)) >= 0).all()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_float_grey_without_a_number_in_some_pixels_keeps_the_others() -> None:
     values = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
     values[0, 0], values[0, 1] = np.nan, np.inf

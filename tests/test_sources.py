@@ -96,6 +96,7 @@ def foreign_coco() -> dict[str, Any]:
         (22, 37777, 67, [90.0, 40.0, 40.0, 40.0], polygon),
         (23, 37777, 90, [0, 100, 160, 20], packed),
         (24, 252219, 90, [129.6, 90.0, 30.7, 30.2], box_only),
+        (25, 252219, 44, [10.0, 10.0, 32.0, 32.0], box_only),
     ]
     names = {1: "person", 44: "bottle", 67: "dining table", 90: "toothbrush"}
     return {
@@ -174,6 +175,7 @@ def assert_right(sample: Sample, boxes: dict[str, list[list[float]]], crowd: set
             assert sample.answer == ("left" if ax + aw / 2 < bx + bw / 2 else "right")
         elif sample.skill == "comparison":
             assert (sample.answer == sample.choices[0]) == (aw * ah > bw * bh)
+            assert max(aw * ah, bw * bh) > 1.5 * min(aw * ah, bw * bh), "too close to be asked"
         else:
             assert (sample.skill, sample.answer) == ("depth", "")
     assert not sample.choices or sample.answer in (*sample.choices, "")

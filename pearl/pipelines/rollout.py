@@ -131,13 +131,13 @@ class Rollout:
                 outcomes[identity] = flight
             else:
                 flights.append(flight)
-        pending = [f for f in flights if self._move(f, f.start, outcomes)]
+        pending = [flight for flight in flights if self._advance(flight, None, outcomes)]
         while pending:
             results = self._execute(pending)
             pending = [
                 flight
                 for flight, result in zip(pending, results, strict=True)
-                if self._move(flight, lambda f=flight, r=result: _received(f, r), outcomes)  # type: ignore[misc]
+                if self._advance(flight, result, outcomes)
             ]
         return [outcomes[identity] for identity, _ in samples]
 
@@ -152,10 +152,14 @@ class Rollout:
         except Rejected as error:
             return Refusal(sample.key, sample.source, sample.skill, error.reason, error.detail)
 
-    def _move(self, flight: _Flight, advance: Any, outcomes: dict[str, Trajectory | Refusal]) -> bool:
+    def _advance(
+        self, flight: _Flight, result: ToolResult | Exception | None, outcomes: dict[str, Trajectory | Refusal]
+    ) -> bool:
         """Advances a flight by one act; False when it has ended, with its outcome recorded."""
         try:
-            conclusion = advance()
+            if isinstance(result, Exception):
+                raise result
+            conclusion = flight.start() if result is None else flight.receive(result)
             if conclusion is None:
                 return True
             with self.timings.of("encode"):
@@ -217,8 +221,3 @@ class Rollout:
             return None
         return EncodedImage(encode(result.pixels, self.image_format or self.toolbox[tool].image_format))
 
-
-def _received(flight: _Flight, result: ToolResult | Exception) -> Conclusion | None:
-    if isinstance(result, Exception):
-        raise result
-    return flight.receive(result)

@@ -33,7 +33,9 @@ def evaluate(model: str, scenes: int) -> dict[str, float]:
     tool = Depth(model)
     counts = PairCounts()
     for start in range(0, scenes, BATCH):
-        batch = [render(draw_layout(scene_rng("test", SEED, i)), SIZE) for i in range(start, min(start + BATCH, scenes))]
+        batch = [
+            render(draw_layout(scene_rng("test", SEED, i)), SIZE) for i in range(start, min(start + BATCH, scenes))
+        ]
         pictures = [Picture(scene.image, scene.depth) for scene in batch]
         for scene, nearness in zip(batch, tool.estimate(pictures), strict=True):
             assert nearness is not None

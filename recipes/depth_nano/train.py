@@ -13,6 +13,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,15 +36,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES = ((0.10, 112), (0.55, 168), (1.01, 224))
 
 
-def build_model() -> torch.nn.Module:
+def build_model() -> Any:
     prepare_torchvision()
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
     backbone = Dinov2Config(
         hidden_size=128, num_hidden_layers=8, num_attention_heads=4, image_size=SIZE, patch_size=14,
-        out_features=["stage2", "stage4", "stage6", "stage8"], reshape_hidden_states=False,
+        reshape_hidden_states=False,
     )  # fmt: skip
-    model = DepthAnythingForDepthEstimation(
+    backbone.out_features = ["stage2", "stage4", "stage6", "stage8"]
+    model: Any = DepthAnythingForDepthEstimation(
         DepthAnythingConfig(
             backbone_config=backbone, reassemble_hidden_size=128, patch_size=14, reassemble_factors=[2, 1, 1, 0.5],
             neck_hidden_sizes=[32, 48, 64, 96], fusion_hidden_size=32, head_hidden_size=16,
@@ -212,7 +214,7 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def export(model: torch.nn.Module, folder: Path) -> None:
+def export(model: Any, folder: Path) -> None:
     """Half-precision safetensors with a processor, as `from_pretrained` reads them."""
     from transformers import DPTImageProcessor
 

@@ -113,7 +113,9 @@ class CocoIndex:
         self._regions: dict[Any, dict[Any, Region]] = defaultdict(dict)
         self._bad: dict[tuple[Any, Any], str] = {}
         document = _load_json(file)
-        licenses = {_key(one.get("id")): str(one.get("name", "")) for one in self._rows(document.get("licenses"), "licenses")}
+        licenses = {
+            _key(one.get("id")): str(one.get("name", "")) for one in self._rows(document.get("licenses"), "licenses")
+        }
         for category in self._required(document, "categories"):
             self._add_category(category)
         for image in self._required(document, "images"):
@@ -174,7 +176,9 @@ class CocoIndex:
             if name != self.images[key]["file_name"]:
                 self._ambiguous.add(key)  # whose annotations are they?
         elif key is None or not isinstance(name, str) or not all(isinstance(side, int) and side > 0 for side in size):
-            self._problem(f"image-{key}", f"the image {key!r} lacks an id, a file_name, or a width and height in pixels")
+            self._problem(
+                f"image-{key}", f"the image {key!r} lacks an id, a file_name, or a width and height in pixels"
+            )
         else:
             license_name = licenses.get(_key(image.get("license"))) or "unknown"
             self.images[key] = {"id": key, "file_name": name, "size": list(size), "license": license_name}
@@ -290,4 +294,3 @@ def _load_json(file: Path) -> dict[str, Any]:
             f"{file} is not a COCO instances file: expected an object with images, annotations, categories"
         )
     return document
-
