@@ -80,7 +80,7 @@ def trajectories(
         str, typer.Option(help="parquet, hf: ours=theirs,… for columns of other names.", rich_help_panel=INPUT)
     ] = "",
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="Larger images are refused.", rich_help_panel=INPUT)
+        int, typer.Option(min=1, max=178_000_000, help="Larger images are refused.", rich_help_panel=INPUT)
     ] = 64_000_000,
     tools: Annotated[
         str, typer.Option(help="What the experts may use; `pearl-gen tools` lists them.", rich_help_panel=TOOLS)

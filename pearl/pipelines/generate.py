@@ -55,6 +55,8 @@ def generate(
     directory.create()
     with _locked(directory):
         if policy.overwrite:
+            for source in config.open_sources():
+                next(iter(source.items()), None)  # a source that cannot be listed must not cost the old data
             directory.clear()
         directory.sweep()
         if (manifest := _complete(directory)) is not None:

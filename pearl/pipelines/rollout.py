@@ -220,4 +220,3 @@ class Rollout:
         if result.pixels is None:
             return None
         return EncodedImage(encode(result.pixels, self.image_format or self.toolbox[tool].image_format))
-
