@@ -139,6 +139,11 @@ def _image_of(row: Mapping[str, Any] | None) -> EncodedImage | None:
     return None if row is None or row["bytes"] is None else EncodedImage(row["bytes"], row["path"])
 
 
+def _open_writer(path: Path, file_schema: pa.Schema) -> pq.ParquetWriter:
+    repetitive = ["question", "answer", "expert", "skill", "source", "license"]
+    return pq.ParquetWriter(path, file_schema, compression="zstd", use_dictionary=repetitive, write_page_index=True)
+
+
 class TrajectoryWriter:
     """Writes one Parquet file in row groups of `ROWS_PER_GROUP`; the same rows give the same bytes.
 
@@ -147,13 +152,7 @@ class TrajectoryWriter:
 
     def __init__(self, path: Path, made_by: Mapping[str, Any] | None = None) -> None:
         self._schema = schema(made_by)
-        self._file = pq.ParquetWriter(
-            path,
-            self._schema,
-            compression="zstd",
-            use_dictionary=["question", "answer", "expert", "skill", "source", "license"],
-            write_page_index=True,
-        )
+        self._file = _open_writer(path, self._schema)
         self._pending: list[dict[str, Any]] = []
 
     def write(self, trajectory: Trajectory) -> None:
@@ -193,13 +192,7 @@ def write_trajectories(
 
 def concatenate(files: Sequence[Path], path: Path, made_by: Mapping[str, Any] | None = None) -> None:
     """Joins files of trajectories into one, row group by row group, without decoding a row into Python."""
-    with pq.ParquetWriter(
-        path,
-        schema(made_by),
-        compression="zstd",
-        use_dictionary=["question", "answer", "expert", "skill", "source", "license"],
-        write_page_index=True,
-    ) as writer:
+    with _open_writer(path, schema(made_by)) as writer:
         for file in files:
             source = open_parquet(file)
             for group in range(source.num_row_groups):

@@ -113,7 +113,9 @@ def trajectories(
             help="Of tool images (jpeg is quality 95, webp lossless) and scenes; auto: by tool.", rich_help_panel=OUTPUT
         ),
     ] = ImageFormatOption.AUTO,
-    shard_size: Annotated[int, typer.Option(min=1, help="Samples a shard.", rich_help_panel=OUTPUT)] = 128,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a shard; 128, fewer in a small run.", rich_help_panel=OUTPUT)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue this very run.", rich_help_panel=OUTPUT)] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.", rich_help_panel=OUTPUT)] = False,
     max_quarantined: Annotated[

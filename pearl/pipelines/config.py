@@ -26,7 +26,7 @@ class GenerateConfig:
         sources: `kind` or `kind:argument`, see `pearl.pipelines.sources`.
         tools: The tools that the experts may use.
         tool_settings: Constructor arguments by tool.
-        shard_size: Trajectories planned a shard.
+        shard_size: Samples planned a shard; 128, or fewer in a small run, when None.
         image_format: How tool images are stored; each tool's own when None.
     """
 
@@ -35,13 +35,13 @@ class GenerateConfig:
     tools: tuple[str, ...] = ("crop", "depth")
     tool_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
-    shard_size: int = 128
+    shard_size: int | None = None
     image_format: ImageFormat | None = None
 
     def __post_init__(self) -> None:
         if not self.tools:
             raise ValueError("no tools: name at least one")
-        if self.shard_size < 1:
+        if self.shard_size is not None and self.shard_size < 1:
             raise ValueError(f"shard size {self.shard_size}: at least 1")
         if len(set(self.sources)) != len(self.sources):
             raise ValueError(f"a source stands twice: {', '.join(self.sources)}")

@@ -15,10 +15,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ _PLAN = pa.schema(
         ("problem", pa.string()),
     ]
 )
+SHARD_SIZE, FEW_SHARDS = 128, 16
+
 _SYSTEM_FAULTS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
@@ -95,26 +99,23 @@ class RunDirectory:
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
 
-    def write_plan(self, sources: Iterable[Source], shard_size: int) -> int:
-        """Lists all sources into the plan, one row group a shard; the number of samples."""
-        ordinal = 0
+    def write_plan(self, sources: Iterable[Source], shard_size: int | None) -> int:
+        """Lists all sources into the plan, one row group a shard; the number of samples.
+
+        Without `shard_size` a shard holds `SHARD_SIZE` samples; a run too small for `FEW_SHARDS` of them gets
+        smaller ones, so that workers share it and progress shows.
+        """
+        rows = _plan_rows(sources)
+        head = list(islice(rows, FEW_SHARDS * SHARD_SIZE))
+        size = shard_size or min(SHARD_SIZE, max(8, math.ceil(len(head) / FEW_SHARDS)))
+        everything, total = chain(head, rows), 0
         with whole(self.plan) as partial, pq.ParquetWriter(partial, _PLAN, compression="zstd") as writer:
-            rows: list[dict[str, Any]] = []
-            for number, source in enumerate(sources):
-                for item in source.items():
-                    record = json.dumps(item.record, ensure_ascii=False)
-                    rows.append(
-                        {"ordinal": ordinal, "shard": ordinal // shard_size, "source": number,
-                         "key": _storable(item.key), "record": _storable(record),
-                         "problem": None if item.problem is None else _storable(item.problem)}
-                    )  # fmt: skip
-                    ordinal += 1
-                    if len(rows) == shard_size:
-                        writer.write_batch(pa.RecordBatch.from_pylist(rows, _PLAN))
-                        rows = []
-            if rows:
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, _PLAN))
-        return ordinal
+            while shard := list(islice(everything, size)):
+                for row in shard:
+                    row["shard"] = total // size
+                total += len(shard)
+                writer.write_batch(pa.RecordBatch.from_pylist(shard, _PLAN))
+        return total
 
     def planned(self, shard: int) -> Iterator[tuple[int, int, Item]]:
         """The samples of a shard: ordinal, index of the source, item."""
@@ -147,6 +148,18 @@ class RunDirectory:
         for path in sorted((self.run / "refused").glob("*.jsonl")):
             with path.open(encoding="utf-8") as file:
                 yield from (json.loads(line) for line in file)
+
+
+def _plan_rows(sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
+    ordinals = count()
+    for number, source in enumerate(sources):
+        for item in source.items():
+            record = json.dumps(item.record, ensure_ascii=False)
+            problem = None if item.problem is None else _storable(item.problem)
+            yield {
+                "ordinal": next(ordinals), "source": number, "key": _storable(item.key), "record": _storable(record),
+                "problem": problem,
+            }  # fmt: skip
 
 
 @contextmanager

@@ -126,23 +126,20 @@ def _is_small(seen: SeenThing) -> bool:
 
 
 def ask_attribute(view: View) -> Question | None:
-    for target in view.shuffled([i for i in view.clear if _is_small(view.seen[i])]):
-        if name := view.name(target, without="colour"):
-            answer = view.value(target, "colour")
-            text = view.pick([f"What colour is the {name}?", f"Which colour does the {name} have?"])
-            query = {"targets": [target], "names": [f"the {name}"], "attribute": "colour"}
-            return Question("attribute", text, view.options("colour", answer), answer, query)
-    return None
+    return _ask_about_small(view, "attribute", "colour")
 
 
 def ask_shape(view: View) -> Question | None:
-    small = [i for i in view.clear if _is_small(view.seen[i])]
-    for target in view.shuffled(small):
-        if name := view.name(target, without="shape"):
-            answer = view.value(target, "shape")
-            text = view.pick([f"What shape is the {name}?", f"Which shape does the {name} have?"])
-            query = {"targets": [target], "names": [f"the {name}"], "attribute": "shape"}
-            return Question("shape", text, view.options("shape", answer), answer, query)
+    return _ask_about_small(view, "shape", "shape")
+
+
+def _ask_about_small(view: View, skill: str, attribute: str) -> Question | None:
+    for target in view.shuffled([i for i in view.clear if _is_small(view.seen[i])]):
+        if name := view.name(target, without=attribute):
+            answer = view.value(target, attribute)
+            text = view.pick([f"What {attribute} is the {name}?", f"Which {attribute} does the {name} have?"])
+            query = {"targets": [target], "names": [f"the {name}"], "attribute": attribute}
+            return Question(skill, text, view.options(attribute, answer), answer, query)
     return None
 
 
