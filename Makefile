@@ -26,7 +26,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.demo
 	@scripts/system-packages renderer
-	$(BIN)/pearl-gen trajectories --tools crop,depth --out $(DEMO)/traj.parquet --resume
+	$(BIN)/pearl-gen trajectories --tools crop,depth --out $(DEMO)/traj.parquet --resume || \
+	$(BIN)/pearl-gen trajectories --tools crop,depth --out $(DEMO)/traj.parquet --overwrite
 	$(BIN)/pearl-gen view $(DEMO)/traj.parquet --out $(DEMO)/trajectories.html
 	@echo
 	@echo "The dataset:  $(DEMO)/traj.parquet"
@@ -49,7 +50,8 @@ test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow --timeout 3600
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.generation speed
+	$(BIN)/python -m benchmarks.generation memory
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

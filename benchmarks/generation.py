@@ -1,11 +1,11 @@
 """How far generation on Ray is from its limit: a bare process pool that makes the same shards.
 
-    python -m benchmarks.generation speed --count 1200     # about 10 minutes on 2 cores
+    python -m benchmarks.generation speed --count 600      # four runs
     python -m benchmarks.generation memory                 # 10,000 samples against 1,000
 
 `speed` runs pool, Ray, Ray, pool, so that a drift of the machine's speed cancels out. Both make the same shards with
-the same code (`ShardMaker.make`), write the same Parquet, and must leave the same bytes. "steady" counts the rows from
-the moment at which every worker has finished its first shard; "whole" includes start-up and the joining of the plan.
+the same code (`ShardMaker.make`), write the same Parquet, and must leave the same bytes. "steady" counts the rows
+after as many shards as there are workers are done; "whole" includes the start of Ray or the pool and of the workers.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _memory_of(path: str, out: str, workers: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "memory"])
-    parser.add_argument("--count", type=int, default=1200)
+    parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
     options = parser.parse_args()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +12,16 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from pearl.errors import PearlError
+
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 ImageFormat = Literal["jpeg", "png", "webp"]
-_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, EOFError, MemoryError)
 
 
-class ImageError(ValueError):
+class ImageError(PearlError, ValueError):
     """An image that cannot be used; the message says why."""
 
 
@@ -69,7 +69,23 @@ def header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         if image.format == "TIFF":  # whose `size` Pillow gives as it will be seen
             width, height = exif.get(ExifTags.Base.ImageWidth, width), exif.get(ExifTags.Base.ImageLength, height)
         turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        width, height = int(width), int(height)  # a damaged TIFF may hold anything there
         return (height, width) if turned else (width, height)
+
+
+def decode_depth(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Metric depth from a 16-bit grey PNG in millimetres: float32 (H, W) in metres, NaN where the sensor read nothing (0).
+
+    Raises:
+        ImageError: as `decode`, or it is another kind of image.
+    """
+    with _explained(max_pixels):
+        image = _open(data, max_pixels)
+        if image.format != "PNG" or not image.mode.startswith("I"):  # "I;16"; older releases of Pillow say "I"
+            raise ImageError(f"depth must be a 16-bit grey PNG in millimetres; this is {image.format}, {image.mode}")
+        image.load()
+        millimetres = np.asarray(image, dtype=np.float32)
+        return np.where(millimetres > 0, millimetres / np.float32(1000), np.float32(np.nan))
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -87,22 +103,22 @@ def _exif(image: Image.Image) -> Image.Exif:
     """Its EXIF data; nothing where they are damaged, which is no reason to refuse the picture."""
     try:
         return image.getexif()
-    except _UNREADABLE:
+    except Exception:  # Pillow raises anything
         return Image.Exif()
 
 
 @contextmanager
 def _explained(max_pixels: int) -> Iterator[None]:
-    """Turns what Pillow raises into ImageError."""
+    """Turns what Pillow raises into ImageError; on damaged files that may be any exception at all."""
     try:
         yield
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than {max_pixels:,} pixels: {error}") from error
-    except _UNREADABLE as error:
-        if isinstance(error, ImageError):
-            raise
+    except Exception as error:
         raise ImageError(f"unreadable: {error}") from error
 
 

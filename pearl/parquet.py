@@ -17,11 +17,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pearl.errors import PearlError
 from pearl.records import EncodedImage, Observation, Step, ToolCall, Trajectory
 
 SCHEMA_VERSION = 1
 ROWS_PER_GROUP = 64
 """The Hub's viewer refuses row groups of about 300 MB, and a reader holds at least one in memory."""
+BYTES_PER_GROUP = 64_000_000
+"""Large images end a row group before it has all its rows."""
+MAX_NESTING = 64
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _STEP = pa.struct(
@@ -51,7 +55,7 @@ _COLUMNS = pa.schema(
 )
 
 
-class DataError(ValueError):
+class DataError(PearlError, ValueError):
     """Data that cannot be read as trajectories; the message names the file and the reason."""
 
 
@@ -105,6 +109,11 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> Trajectory:
+    """A row as it was read.
+
+    Raises:
+        DataError: it has no image, or a step's arguments are no JSON object.
+    """
     image = _image_of(row["image"])
     if image is None:
         raise DataError(f"row {row['id']!r} has no image")
@@ -115,12 +124,8 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
         choices=tuple(row["choices"] or ()),
         answer=row["answer"],
         steps=tuple(
-            Step(
-                thought=step["thought"],
-                call=ToolCall(step["tool"], json.loads(step["arguments"])),
-                observation=Observation(step["text"], _image_of(step["image"])),
-            )
-            for step in row["steps"] or ()
+            _step_of(step, f"row {row['id']!r} step {number}")
+            for number, step in enumerate(row["steps"] or (), start=1)
         ),
         conclusion=row["conclusion"],
         expert=row["expert"],
@@ -129,6 +134,38 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
         license=row["license"],
         seed=row["seed"],
     )
+
+
+def _step_of(step: Mapping[str, Any] | None, where: str) -> Step:
+    if step is None:
+        raise DataError(f"{where} is null")
+    return Step(
+        thought=step["thought"],
+        call=ToolCall(step["tool"], _arguments_of(step["arguments"], where)),
+        observation=Observation(step["text"], _image_of(step["image"])),
+    )
+
+
+def _arguments_of(text: str | None, where: str) -> dict[str, Any]:
+    if text is None:
+        raise DataError(f"{where}: the arguments are null, not a JSON object")
+    try:
+        arguments = json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{where}: the arguments are nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"{where}: the arguments are not JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise DataError(f"{where}: the arguments are a JSON {type(arguments).__name__}, not a JSON object")
+    if not _is_shallow(arguments, MAX_NESTING):
+        raise DataError(f"{where}: the arguments are nested too deeply")
+    return arguments
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    """What is nested deeper would exhaust the stack of whoever walks through it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)
 
 
 def _image_row(image: EncodedImage | None) -> dict[str, Any] | None:
@@ -145,7 +182,7 @@ def _open_writer(path: Path, file_schema: pa.Schema) -> pq.ParquetWriter:
 
 
 class TrajectoryWriter:
-    """Writes one Parquet file in row groups of `ROWS_PER_GROUP`; the same rows give the same bytes.
+    """Writes one Parquet file in row groups of `ROWS_PER_GROUP`, or fewer when images are large; the same rows give the same bytes.
 
     The caller gives the name; to make a file appear whole, write under a temporary name and rename it.
     """
@@ -154,16 +191,19 @@ class TrajectoryWriter:
         self._schema = schema(made_by)
         self._file = _open_writer(path, self._schema)
         self._pending: list[dict[str, Any]] = []
+        self._pending_bytes = 0
 
     def write(self, trajectory: Trajectory) -> None:
+        images = (trajectory.image, *(step.observation.image for step in trajectory.steps))
         self._pending.append(to_row(trajectory))
-        if len(self._pending) == ROWS_PER_GROUP:
+        self._pending_bytes += sum(len(image.data) for image in images if image is not None)
+        if len(self._pending) == ROWS_PER_GROUP or self._pending_bytes > BYTES_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
             self._file.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
-            self._pending = []
+            self._pending, self._pending_bytes = [], 0
 
     def close(self) -> None:
         self._flush()
@@ -209,8 +249,7 @@ def resolve(data: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.parquet") if not _hidden(p.relative_to(path)))
-        files = [p for p in files if p.name != "plan.parquet"]
+        files = sorted(p for p in path.rglob("*.parquet") if not _hidden(p.relative_to(path)) and not _of_run(p, path))
     else:
         files = sorted(Path(match) for match in glob(str(data), recursive=True))
     if files:
@@ -222,6 +261,12 @@ def resolve(data: str | Path) -> list[Path]:
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _of_run(file: Path, root: Path) -> bool:
+    """Whether a file belongs to the making of a single file that stands there too: `x.parquet.run` beside `x.parquet`."""
+    folders = [folder for folder in file.parents if folder != root and folder.is_relative_to(root)]
+    return any(f.name.endswith(".parquet.run") and f.with_name(f.name.removesuffix(".run")).is_file() for f in folders)
 
 
 def _download(repo: str) -> list[Path]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,13 @@ def test_a_sample_that_kills_its_worker_is_quarantined_alone(tmp_path: Path) -> 
     ]
     quarantined = [refusal for refusal in map(json.loads, lines) if refusal["quarantined"]]
     assert [(refusal["key"], refusal["reason"]) for refusal in quarantined] == [("coffee-02", "the worker died")]
+
+
+def test_a_fault_of_the_system_is_said_as_plainly_on_ray_as_in_the_loop(tmp_path: Path) -> None:
+    model = tmp_path / "empty-model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    config = replace(config_of("photos"), tool_settings={"depth": {"model": str(model)}})
+    for engine in (LOCAL, EngineConfig(num_workers=1)):
+        with pytest.raises(RunError, match="is no depth estimation checkpoint"):
+            generate(config, tmp_path / engine.engine, engine, OutputPolicy())

@@ -14,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from pearl.images import FORMATS, MAX_PIXELS, ImageError, ImageFormat, Picture, decode, encode, header
+from pearl.errors import PearlError
+from pearl.images import (
+    FORMATS,
+    MAX_PIXELS,
+    ImageError,
+    ImageFormat,
+    Picture,
+    decode,
+    decode_depth,
+    encode,
+    header,
+)
 
 RNG = np.random.default_rng(0)
 COLOURS = np.kron(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
@@ -217,6 +228,30 @@ def test_damaged_bytes_give_pixels_or_an_image_error(kind: str, changes: list[tu
         data[position % len(data)] = value
     with contextlib.suppress(ImageError):
         assert decode(bytes(data)).shape[2] == 3
+
+
+@pytest.mark.parametrize("error", [TypeError("a str, not bytes"), KeyError(3), RuntimeError("odd"), MemoryError()])
+def test_whatever_pillow_raises_becomes_an_image_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("pearl.images.Image.open", fail)
+    for read in (decode, header, decode_depth):
+        with pytest.raises(ImageError, match="unreadable") as raised:
+            read(WHOLE["TIFF"])
+        assert isinstance(raised.value, PearlError)
+
+
+def test_depth_is_millimetres_in_16_bit_grey() -> None:
+    depth = decode_depth(saved(np.array([[0, 1000, 1], [65535, 2500, 0]], np.uint16), "PNG"))
+    assert depth.dtype == np.float32
+    np.testing.assert_allclose(depth, [[np.nan, 1, 0.001], [65.535, 2.5, np.nan]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("data", [saved(COLOURS, "PNG"), saved(COLOURS[..., 0], "PNG"), saved(COLOURS, "JPEG")])
+def test_other_images_are_no_depth(data: bytes) -> None:
+    with pytest.raises(ImageError, match="depth must be a 16-bit grey PNG in millimetres; this is "):
+        decode_depth(data)
 
 
 @pytest.mark.parametrize("image_format", ["png", "webp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pearl.errors import PearlError
 from pearl.images import encode
 from pearl.parquet import (
     ROWS_PER_GROUP,
@@ -29,6 +31,7 @@ from pearl.parquet import (
     read_trajectories,
     resolve,
     schema,
+    to_row,
     write_trajectories,
 )
 from pearl.pipelines.inspection import inspect_data
@@ -228,7 +231,7 @@ def test_resolve_finds_a_file_a_folder_and_a_glob(tmp_path: Path) -> None:
     data.mkdir(parents=True)
     first, second = written(data / "x-0.parquet"), written(data / "x-1.parquet")
     (tmp_path / "out" / "run").mkdir()
-    written(tmp_path / "out" / "run" / "plan.parquet")
+    written(tmp_path / "out" / "run" / "_plan.parquet")
     written(data / ".x-2.parquet.tmp")
     assert resolve(first) == [first]
     assert resolve(tmp_path / "out") == [first, second]
@@ -297,3 +300,64 @@ def test_validation_names_row_and_reason(tmp_path: Path) -> None:
     ):
         assert expected in said
     assert len(problems) == 7
+
+
+ARGUMENTS = [
+    ("{", "the arguments are not JSON"),
+    ("[1]", "the arguments are a JSON list, not a JSON object"),
+    ('"crop"', "the arguments are a JSON str, not a JSON object"),
+    (None, "the arguments are null, not a JSON object"),
+    ("[" * 100_000, "the arguments are nested too deeply"),
+    ('{"a":' * 200 + "1" + "}" * 200, "the arguments are nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "reason"), ARGUMENTS)
+def test_arguments_that_are_no_object_are_said_and_the_rest_is_still_checked(
+    tmp_path: Path, arguments: str | None, reason: str
+) -> None:
+    file = tmp_path / "bad.parquet"
+    rows = [to_row(replace(ONE, id=f"a{i}")) for i in range(3)]
+    rows[1]["steps"][1]["arguments"] = arguments
+    pq.write_table(pa.Table.from_pylist(rows, schema()), file)
+    with pytest.raises(DataError, match=f"row 'a1' step 2.*{reason}") as raised:
+        list(read_trajectories(file))
+    assert isinstance(raised.value, PearlError)
+    count, (problem,) = validate_data(str(file))
+    assert count == 3
+    assert reason in problem
+    assert inspect_data(str(file)).tools == {"crop": 3, "ocr": 3}
+
+
+def test_rows_without_steps_and_null_steps_are_reported_and_counted(tmp_path: Path) -> None:
+    file = tmp_path / "bad.parquet"
+    rows = [to_row(replace(ONE, id=f"a{i}")) for i in range(2)]
+    rows[0]["steps"], rows[1]["steps"] = None, [None]
+    pq.write_table(pa.Table.from_pylist(rows, schema()), file)
+    count, problems = validate_data(str(file))
+    assert count == 2
+    assert "there is no step" in problems[0]
+    assert "row 'a1' step 1 is null" in problems[1]
+    assert inspect_data(str(file)).steps == {0: 2}
+
+
+def test_validation_accepts_pictures_above_the_limit_of_a_run(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (8100, 8000)).save(buffer, "PNG")
+    file = written(tmp_path / "large.parquet", image=EncodedImage(buffer.getvalue()))
+    assert validate_data(str(file)) == (1, [])
+
+
+def test_large_images_end_a_row_group_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pearl.parquet.BYTES_PER_GROUP", 2500)
+    metadata = pq.ParquetFile(written(tmp_path / "a.parquet", 7, image=EncodedImage(bytes(1000)))).metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3, 3, 1]
+
+
+def test_the_run_folder_of_a_single_file_is_skipped_where_the_file_is(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet.run" / "data").mkdir(parents=True)
+    part = written(tmp_path / "x.parquet.run" / "data" / "x-0.parquet")
+    assert resolve(tmp_path) == [part]
+    whole = written(tmp_path / "x.parquet")
+    assert resolve(tmp_path) == [whole]
+    assert resolve(tmp_path / "x.parquet.run") == [part]

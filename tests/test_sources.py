@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pearl.errors import PearlError
 from pearl.images import decode, encode
 from pearl.parquet import read_trajectories
 from pearl.pipelines.config import GenerateConfig
@@ -22,6 +26,7 @@ from pearl.pipelines.generate import OutputPolicy, generate
 from pearl.pipelines.sources import BadRecord, Item, SourceError, SourceOptions, open_source
 from pearl.pipelines.validation import validate_data
 from pearl.records import Sample
+from pearl.scenes.samples import NoFittingScene
 
 LOCAL = EngineConfig(engine="local")
 NAN = float("nan")
@@ -463,14 +468,15 @@ def rows(tmp_path: Path, *changes: dict[str, Any]) -> str:
     data = picture(tmp_path / "x.jpg")
     plain = {
         "img": {"bytes": data, "path": "x.jpg"}, "problem": "What is it?", "solution": "a cat", "opts": ["a cat", "a dog"],
-        "bbox": [[16.0, 12.0, 80.0, 60.0]], "names": ["cat"], "kind": "fine detail", "uid": 7, "rights": "MIT",
+        "bbox": [[16.0, 12.0, 80.0, 60.0]], "names": ["cat"], "kind": "fine detail", "rights": "MIT",
     }  # fmt: skip
     types = {
         "img": pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "problem": pa.string(),
         "solution": pa.string(), "opts": pa.list_(pa.string()), "bbox": pa.list_(pa.list_(pa.float64())),
         "names": pa.list_(pa.string()), "kind": pa.string(), "uid": pa.int64(), "rights": pa.string(),
     }  # fmt: skip
-    table = pa.Table.from_pylist([{**plain, **one} for one in changes], pa.schema(list(types.items())))
+    numbered = [{**plain, "uid": number, **one} for number, one in enumerate(changes, start=7)]
+    table = pa.Table.from_pylist(numbered, pa.schema(list(types.items())))
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=2)
     return f"parquet:{tmp_path / 'rows.parquet'}"
 
@@ -488,11 +494,12 @@ def test_parquet_rows_are_mapped_and_boxes_may_be_pixels_or_fractions(tmp_path: 
     good, bad = samples(spec, columns=COLUMNS)
     assert bad == {}
     first, second, third = good.values()
-    for sample in (first, second):
+    for key, sample in (("7", first), ("8", second)):
         assert sample.regions[0].box == pytest.approx((0.1, 0.1, 0.5, 0.5))
         assert (sample.regions[0].label, sample.skill, sample.license) == ("cat", "fine detail", "MIT")
         assert (sample.question, sample.answer, sample.choices) == ("What is it?", "a cat", ("a cat", "a dog"))
-        assert (sample.query, sample.source, sample.key) == ({"targets": [0]}, "parquet:rows.parquet", "7")
+        assert (sample.query, sample.source, sample.key) == ({"targets": [0]}, "parquet:rows.parquet", key)
+    assert list(good) == ["7", "8", "9"]
     assert (third.regions, third.skill, third.choices) == ((), "attribute", ())
     assert first.image.data == (tmp_path / "x.jpg").read_bytes()
 
@@ -539,6 +546,180 @@ def test_parquet_sources_that_cannot_be_used_are_said(tmp_path: Path) -> None:
         samples(f"parquet:{tmp_path / 'broken.parquet'}")
     with pytest.raises(SourceError, match="parquet needs a place"):
         open_source("parquet", SourceOptions())
+
+
+def test_a_second_row_of_one_id_is_refused_and_rows_without_id_go_by_their_place(tmp_path: Path) -> None:
+    spec = rows(tmp_path, {"uid": 1}, {"uid": 2}, {"uid": 1}, {"uid": None})
+    good, bad = samples(spec, columns=COLUMNS)
+    assert list(good) == ["1", "2", "0/1/1"]
+    assert bad == {"0/1/0": "rows.parquet row 2: the id '1' stands there already"}
+
+
+def test_a_record_of_a_row_holds_no_path(tmp_path: Path) -> None:
+    source = open_source(rows(tmp_path, {}, {}, {}), SourceOptions(columns=COLUMNS))
+    assert [dict(item.record) for item in source.items()] == [
+        {"file": 0, "group": row // 2, "row": row % 2, "number": row} for row in range(3)
+    ]
+
+
+def test_only_mapped_columns_are_read_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = rows(tmp_path, {}, {})
+    file = tmp_path / "rows.parquet"
+    table = pq.read_table(file)
+    table = table.append_column("img2", pa.array([np.random.default_rng(0).bytes(300_000)] * 2))
+    pq.write_table(table, file, use_dictionary=False)
+    monkeypatch.setattr("pearl.pipelines.sources.tables.MAX_GROUP_BYTES", 500_000)
+    read: list[Any] = []
+    original = pq.ParquetFile.read_row_group
+
+    def watched(self: Any, group: int, columns: list[str] | None = None) -> pa.Table:
+        read.append(columns)
+        return original(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", watched)
+    assert len(samples(spec, columns=COLUMNS)[0]) == 2
+    assert read
+    assert all(columns is not None and "img2" not in columns for columns in read)
+    with pytest.raises(
+        SourceError, match=r"row group 0 holds .* more than the limit of 500,000; rewrite the file with"
+    ):
+        samples(spec, columns={**COLUMNS, "license": "img2"})
+
+
+def depth_png(shape: tuple[int, int] = (120, 160)) -> bytes:
+    """Near at the left, far at the right, a hole in the corner."""
+    millimetres = np.tile(np.linspace(500, 9000, shape[1]).astype(np.uint16), (shape[0], 1))
+    millimetres[:10, :10] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(millimetres).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def depth_rows(tmp_path: Path, depths: list[Any]) -> str:
+    data = picture(tmp_path / "x.jpg")
+    plain = {
+        "image": data, "question": "Which is closer to the camera, the cup or the spoon?", "answer": "the cup",
+        "choices": ["the cup", "the spoon"], "boxes": [[0.1, 0.3, 0.3, 0.8], [0.6, 0.3, 0.9, 0.8]],
+        "labels": ["cup", "spoon"], "skill": "depth",
+    }  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([{**plain, "depth": depth} for depth in depths]), tmp_path / "rgbd.parquet")
+    return f"parquet:{tmp_path / 'rgbd.parquet'}"
+
+
+@pytest.mark.parametrize("as_image", [False, True])
+def test_a_depth_column_becomes_sensor_depth_and_reaches_the_tool(tmp_path: Path, as_image: bool) -> None:
+    depth = {"bytes": depth_png(), "path": None} if as_image else depth_png()
+    spec = depth_rows(tmp_path, [depth, None])
+    good, bad = samples(spec)
+    assert bad == {}
+    first, second = good.values()
+    assert second.depth is None
+    assert first.depth is not None
+    assert first.depth.dtype == np.float32
+    assert first.depth.shape == (120, 160)
+    assert np.isnan(first.depth[:10, :10]).all()
+    assert first.depth[60, [0, -1]] == pytest.approx([0.5, 9.0])
+    config = GenerateConfig((spec,), SourceOptions(tools=("depth",)), ("depth",), {"depth": {"model": "sensor"}})
+    manifest = generate(config, tmp_path / "out", LOCAL, OutputPolicy())
+    assert (manifest["planned"], manifest["kept"]) == (2, 1)
+    (kept,) = read_trajectories(tmp_path / "out")
+    assert kept.answer == "the cup"
+    assert kept.steps[0].call.tool == "depth"
+    assert validate_data(str(tmp_path / "out")) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("depth", "reason"),
+    [
+        (depth_png((60, 160)), "the depth is 160×60 pixels, but the image is 160×120"),
+        (b"no image", "the depth: not an image"),
+        (encode(np.zeros((120, 160, 3), np.uint8), "png"), "the depth: depth must be a 16-bit grey PNG"),
+        (7, "the depth column holds no image bytes"),
+    ],
+)
+def test_a_bad_depth_is_said(tmp_path: Path, depth: Any, reason: str) -> None:
+    good, bad = samples(depth_rows(tmp_path, [depth]))
+    assert not good
+    assert reason in bad["0/0/0"]
+
+
+HUB_FILES = ("data/train-00000-of-1.parquet", "data/validation-0.parquet", "test/0.parquet", "x/training.parquet",
+             "testimony.parquet")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("train", {HUB_FILES[0], HUB_FILES[3]}), ("val", {HUB_FILES[1]}), ("test", {HUB_FILES[2]})],
+)
+def test_hub_files_of_the_split_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Any, expected: set[str]
+) -> None:
+    monkeypatch.setattr("pearl.parquet._download", lambda _: sorted((tmp_path / "train").rglob("*.parquet")))
+    depth_rows(tmp_path, [None])
+    for name in HUB_FILES:
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "rgbd.parquet", tmp_path / "train" / name)
+    options = SourceOptions(split=split)
+    source = open_source("hf:org/name", options)
+    assert {path.relative_to(tmp_path / "train").as_posix() for path in source._files} == expected  # type: ignore[attr-defined]
+    assert len(list(source.items())) == len(expected)
+    for name in HUB_FILES:
+        if name in expected:
+            (tmp_path / "train" / name).unlink()
+    assert len(list(open_source("hf:org/name", options).items())) == len(HUB_FILES) - len(expected)
+
+
+def test_a_source_of_no_item_is_said(tmp_path: Path) -> None:
+    spec = coco_folder(tmp_path, {"images": [], "annotations": [], "categories": []})
+    with pytest.raises(SourceError, match=r"coco: nothing can be asked about .*instances\.json"):
+        samples(spec)
+    (tmp_path / "questions.jsonl").write_text("\n")
+    with pytest.raises(SourceError, match=r"questions\.jsonl has no line"):
+        samples(spec, questions=str(tmp_path / "questions.jsonl"))
+    with pytest.raises(SourceError, match=r"parquet:.*rows\.parquet has no row") as raised:
+        samples(rows(tmp_path), columns=COLUMNS)
+    assert isinstance(raised.value, PearlError)
+
+
+def test_the_fingerprint_follows_the_images(tmp_path: Path) -> None:
+    spec = coco_folder(tmp_path, foreign_coco())
+    images = tmp_path / "pictures"
+    options = SourceOptions(images=str(images), tools=("depth",))
+
+    def prints() -> list[Any]:
+        return [open_source(one, options).fingerprint() for one in (spec, f"folder:{images}")]
+
+    before = prints()
+    assert before == prints()
+    named = images / "000000397133.jpg"
+    named.write_bytes(named.read_bytes() + b"more")
+    changed = prints()
+    assert all(a != b for a, b in zip(before, changed, strict=True))
+    picture(images / "another.jpg")
+    assert prints()[0] == changed[0], "what the file does not name does not count"
+    assert prints()[1] != changed[1]
+    named.unlink()
+    assert prints()[0] != changed[0]
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(1_000_000_001)
+    _, bad = samples(f"folder:{tmp_path}", tools=("depth",))
+    (reason,) = bad.values()
+    assert reason == "huge.jpg: 1,000,000,001 bytes are more than the limit of 1,000,000,000"
+
+
+def test_only_a_scene_that_does_not_fit_is_a_bad_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source("scenes", SourceOptions(count=1))
+    for error, expected in ((NoFittingScene("none fits"), BadRecord), (KeyError("a fault"), KeyError)):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("pearl.pipelines.sources.scenes.scene_sample", fail)
+        with pytest.raises(expected):
+            source.read(Item("x", {"index": 0}))
 
 
 def mixed(folder: Path) -> tuple[GenerateConfig, Counter[str]]:

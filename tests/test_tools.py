@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,12 @@ from hypothesis import strategies as st
 
 import pearl
 from pearl.drawing import pixel_box
+from pearl.errors import PearlError
 from pearl.images import Picture, decode
+from pearl.pipelines.checks import check_observation
+from pearl.pipelines.experts import Rejected
+from pearl.pipelines.experts.looking import _agrees
+from pearl.pipelines.experts.voice import article
 from pearl.records import ToolCall
 from pearl.tools import (
     Toolbox,
@@ -32,7 +40,7 @@ from pearl.tools import (
 )
 from pearl.tools.base import MAX_REGIONS
 from pearl.tools.depth import nearness_of_metric, read_box, read_point
-from pearl.tools.models import import_transformers
+from pearl.tools.models import _snapshot, import_transformers
 from pearl.tools.zoom import MAX_SIDE
 
 PHOTOS = Path(pearl.__file__).parent / "assets" / "photos"
@@ -280,6 +288,21 @@ def test_nearness_is_the_inverse_of_metres() -> None:
     assert read_box(nearness, (0, 0, 1, 0.15)) == 0
 
 
+@pytest.mark.parametrize("hole", [0.0, -1.0, float("nan"), float("-inf")])
+def test_holes_of_a_sensor_are_not_near_and_do_not_change_the_rest(hole: float) -> None:
+    whole = sensor_picture().depth
+    assert whole is not None
+    holed = whole.copy()
+    holed[20:40, 30:60] = hole
+    valid = np.ones(whole.shape, bool)
+    valid[20:40, 30:60] = False
+    nearness = nearness_of_metric(holed)
+    assert (nearness[~valid] == 0).all()
+    assert np.abs(nearness[valid].astype(int) - nearness_of_metric(whole)[valid]).max() <= 12
+    assert nearness[valid].max() == 255
+    assert not nearness_of_metric(np.full((4, 5), hole, np.float32)).any()
+
+
 def test_a_picture_without_sensor_depth_is_refused_and_its_neighbours_are_not() -> None:
     toolbox = Toolbox(["depth"], {"depth": {"model": "sensor"}})
     call = ToolCall("depth", {"boxes": [BOX]})
@@ -404,6 +427,74 @@ def test_unknown_and_incomplete_tools_are_said_at_once(tmp_path: Path) -> None:
         arguments: dict[str, dict[str, Any]] = {"segment": {"box": BOX}, "detect": {"labels": ["cup"]}}
         with pytest.raises(ToolUnavailable, match=f"{tool}: '{tmp_path}' is no "):
             empty.execute([(ToolCall(tool, arguments.get(tool, {})), [Picture(NOISE)])])
+
+
+@pytest.mark.parametrize("error", [ImportError("no such"), SyntaxError("odd"), AttributeError("gone"), OSError("disk")])
+def test_an_entry_point_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(_: EntryPoint) -> None:
+        raise error
+
+    monkeypatch.setattr(EntryPoint, "load", fail)
+    point = EntryPoint("paint", "painting:Paint", "pearl.tools")
+    monkeypatch.setattr("pearl.tools.toolbox.entry_points", lambda **_: [point])
+    with pytest.raises(ToolUnavailable, match=r"tool 'paint' \(painting:Paint\) does not import") as raised:
+        tool_class("paint")
+    assert str(error) in str(raised.value)
+    assert isinstance(raised.value, PearlError)
+
+
+@pytest.mark.parametrize(("kind", "tool"), [("relative", "depth"), ("sam2", "segment"), ("owlv2", "detect")])
+def test_a_hub_id_is_resolved_once_and_loaded_from_its_snapshot(
+    random_checkpoint: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tool: str
+) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abc"
+    shutil.copytree(random_checkpoint(kind), snapshot)
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(repo: str, allow_patterns: list[str]) -> str:
+        asked.append((repo, allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("pearl.tools.models._snapshot", lru_cache(_snapshot.__wrapped__))
+    toolbox = Toolbox([tool], {tool: {"model": "org/name", "device": "cpu"}})
+    assert toolbox.fingerprint()[tool] == {"model": "org/name", "revision": "0123abc"}
+    arguments: dict[str, dict[str, Any]] = {"segment": {"box": BOX}, "detect": {"labels": ["cup"]}}
+    use(toolbox, tool, COFFEE, **arguments.get(tool, {}))
+    assert asked == [("org/name", ["*.json", "*.safetensors", "*.txt", "*.model"])]
+
+
+def test_a_hub_id_that_is_not_in_the_cache_is_said_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    toolbox = Toolbox(["depth"], {"depth": {"model": "org/no-such-model"}})
+    for attempt in (toolbox.fingerprint, lambda: use(toolbox, "depth", NOISE)):
+        with pytest.raises(ToolUnavailable, match="neither a folder nor a checkpoint that the Hub gives"):
+            attempt()
+
+
+def test_one_colour_is_any_one_colour() -> None:
+    red = np.tile(np.array([200, 10, 10], np.uint8), (20, 30, 1))
+    with pytest.raises(Rejected, match="of one colour"):
+        check_observation(ToolResult("Cut.", red))
+    red[3, 4, 1] += 1
+    check_observation(ToolResult("Cut.", red))
+
+
+def test_text_agrees_by_its_words_and_signs_without_words_as_they_are() -> None:
+    assert _agrees("STOP here", "stop")
+    assert not _agrees("STOPPED", "stop")
+    assert not _agrees("anything at all", "?!")
+    assert not _agrees("anything", " ")
+    assert _agrees("what ?!", "?!")
+
+
+@pytest.mark.parametrize(
+    "expected",
+    ["an hour", "an hourglass", "a house", "a unicorn", "a uniform", "an unidentified thing", "an umbrella", "a user",
+     "a European flag", "an elephant", "a one-way sign", "an onion", "a cup", "a bus", "a USB stick"],
+)  # fmt: skip
+def test_the_article_follows_the_sound(expected: str) -> None:
+    assert article(expected.partition(" ")[2]) == expected
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pearl import __version__
+from pearl.errors import PearlError
 
 app = typer.Typer(
     name="pearl-gen",
@@ -29,8 +30,8 @@ app = typer.Typer(
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """Of click, or of the copy of it that newer versions of typer bring."""
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(markup=False, highlight=False, soft_wrap=True)
+errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 
 Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 
@@ -101,7 +102,8 @@ def trajectories(
         typer.Option(help="A folder or Hub id of an open-vocabulary detector.", rich_help_panel=TOOLS),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="For the models: cpu, cuda, …; a GPU when there is one.", rich_help_panel=TOOLS)
+        str | None,
+        typer.Option(help="For the models: cpu, cuda, …; what the worker has when not given.", rich_help_panel=TOOLS),
     ] = None,
     out: Annotated[Path, typer.Option(help="One .parquet file, or a folder of shards.", rich_help_panel=OUTPUT)] = Path(
         "traj.parquet"
@@ -119,7 +121,13 @@ def trajectories(
     resume: Annotated[bool, typer.Option("--resume", help="Continue this very run.", rich_help_panel=OUTPUT)] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.", rich_help_panel=OUTPUT)] = False,
     max_quarantined: Annotated[
-        float, typer.Option(min=0, max=1, help="Stop when more than this share fails.", rich_help_panel=OUTPUT)
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Stop when more than this share fails (ten always may, unless 0).",
+            rich_help_panel=OUTPUT,
+        ),
     ] = 0.05,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and show the first one.", rich_help_panel=OUTPUT)
@@ -131,10 +139,15 @@ def trajectories(
         str | None, typer.Option(help="A Ray cluster to join, e.g. auto or host:6379.", rich_help_panel=CLUSTER)
     ] = None,
     num_workers: Annotated[
-        int | None, typer.Option(min=1, help="One a CPU when not given.", rich_help_panel=CLUSTER)
+        int | None, typer.Option(min=1, help="One a CPU when not given (less one above four).", rich_help_panel=CLUSTER)
     ] = None,
     num_gpus_per_worker: Annotated[
-        float, typer.Option(min=0, help="GPUs (or a fraction) for each worker's models.", rich_help_panel=CLUSTER)
+        float,
+        typer.Option(
+            min=0,
+            help="GPUs (or a fraction) for each worker's models; without it they run on the CPU.",
+            rich_help_panel=CLUSTER,
+        ),
     ] = 0.0,
 ) -> None:
     """Makes multi-step trajectories: experts solve questions with real tools, in parallel on Ray.
@@ -146,26 +159,26 @@ def trajectories(
         pearl-gen trajectories --source scenes --count 10000 --out data --num-workers 16
         pearl-gen trajectories --source coco:instances.json --images val2017 --depth-model depth-anything/Depth-Anything-V2-Small-hf
     """
+    from pearl.cli.report import print_preview, print_summary
     from pearl.pipelines.config import GenerateConfig
     from pearl.pipelines.engines import EngineConfig
     from pearl.pipelines.generate import OutputPolicy, generate, preview
     from pearl.pipelines.progress import Progress
-    from pearl.pipelines.report import print_preview, print_summary
     from pearl.pipelines.sources import SourceOptions
 
     named = tuple(name.strip() for name in tools.split(",") if name.strip())
     encoded = None if image_format is ImageFormatOption.AUTO else image_format.value
     on_device = {} if device is None else {"device": device}
     settings: dict[str, dict[str, Any]] = {
-        "depth": {"model": depth_model, **on_device},
-        "segment": {"model": segment_model, **on_device},
-        "detect": {"model": detect_model, **on_device},
+        "depth": {"model": _absolute_model(depth_model), **on_device},
+        "segment": {"model": _absolute_model(segment_model), **on_device},
+        "detect": {"model": detect_model and _absolute_model(detect_model), **on_device},
     }
     config = GenerateConfig(
-        sources=tuple(source),
+        sources=tuple(_absolute_source(spec) for spec in source),
         source_options=SourceOptions(
-            count=count, seed=seed, split=split.value, size=size, image_format=encoded or "jpeg", images=images,
-            questions=questions, columns=_mapping(columns), tools=named, max_pixels=max_pixels,
+            count=count, seed=seed, split=split.value, size=size, image_format=encoded or "jpeg", images=_absolute(images),
+            questions=_absolute(questions), columns=_mapping(columns), tools=named, max_pixels=max_pixels,
         ),
         tools=named,
         tool_settings={name: settings[name] for name in named if name in settings},
@@ -173,11 +186,11 @@ def trajectories(
         shard_size=shard_size,
         image_format=encoded,  # type: ignore[arg-type]
     )  # fmt: skip
-    if dry_run:
-        print_preview(console, preview(config, out))
-        return
     run_on = EngineConfig(engine.value, address, num_workers, num_gpus_per_worker)
     policy = OutputPolicy(resume, overwrite, max_quarantined)
+    if dry_run:
+        print_preview(console, preview(config, out, policy))
+        return
     manifest = generate(config, out, run_on, policy, Progress(errors))
     print_summary(console, manifest, out)
 
@@ -187,9 +200,14 @@ def list_tools(
     as_json: Annotated[bool, typer.Option("--json", help="Print the function-calling specifications.")] = False,
 ) -> None:
     """Lists the tools: their arguments with bounds, and whether their package or model is at hand."""
-    from pearl.tools import spec, tool_class, tool_names
+    from pearl.tools import Tool, ToolUnavailable, spec, tool_class, tool_names
 
-    classes = [tool_class(name) for name in tool_names()]
+    classes: list[type[Tool]] = []
+    for name in tool_names():
+        try:
+            classes.append(tool_class(name))
+        except ToolUnavailable as error:
+            errors.print(f"{name}: {error}")
     if as_json:
         typer.echo(json.dumps([spec(tool) for tool in classes], indent=2))
         return
@@ -207,8 +225,8 @@ def list_tools(
 @app.command(rich_help_panel="Look")
 def inspect(data: Data) -> None:
     """Counts by skill, tool, steps and source, what was rejected and why, sizes."""
+    from pearl.cli.report import print_inspection
     from pearl.pipelines.inspection import inspect_data
-    from pearl.pipelines.report import print_inspection
 
     print_inspection(console, inspect_data(data))
 
@@ -250,6 +268,20 @@ def common(
         raise typer.Exit
 
 
+def _absolute(path: str | None) -> str | None:
+    """Workers, perhaps on other nodes, do not share the driver's working directory."""
+    return None if path is None else str(Path(path).absolute())
+
+
+def _absolute_source(spec: str) -> str:
+    kind, colon, place = spec.partition(":")
+    return f"{kind}:{_absolute(place)}" if place and kind != "hf" else f"{kind}{colon}{place}"
+
+
+def _absolute_model(model: str) -> str:
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
 def _mapping(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
     if any(not (equals and theirs) for _, equals, theirs in pairs):
@@ -284,21 +316,11 @@ def run(command: Callable[..., Any]) -> int:
         error.show()
         return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        errors.print("stopped; --resume continues")
+        errors.print("stopped; an unfinished generation continues with --resume")
         return 130
-    except (ValueError, RuntimeError) as error:
-        if type(error).__module__.partition(".")[0] not in ("pearl", "builtins"):
-            raise
-        if type(error) is RuntimeError:
-            raise
-        errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+    except (PearlError, OSError) as error:
+        errors.print("error:", error, style="red")
         return 1
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

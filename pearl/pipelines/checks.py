@@ -23,7 +23,7 @@ def check_observation(result: ToolResult) -> None:
     height, width = result.pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise Rejected("an observation is too small", f"{width}×{height} pixels")
-    if result.pixels.min() == result.pixels.max():
+    if (result.pixels == result.pixels[0, 0]).all():
         raise Rejected("an observation is of one colour")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pearl.images import ImageFormat
 from pearl.parquet import SCHEMA_VERSION
+from pearl.pipelines.errors import ConfigError
 from pearl.pipelines.experts import EXPERT
 from pearl.pipelines.sources import Source, SourceOptions, open_source
 from pearl.tools import Toolbox
@@ -40,11 +41,11 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         if not self.tools:
-            raise ValueError("no tools: name at least one")
+            raise ConfigError("no tools: name at least one")
         if self.shard_size is not None and self.shard_size < 1:
-            raise ValueError(f"shard size {self.shard_size}: at least 1")
+            raise ConfigError(f"shard size {self.shard_size}: at least 1")
         if len(set(self.sources)) != len(self.sources):
-            raise ValueError(f"a source stands twice: {', '.join(self.sources)}")
+            raise ConfigError(f"a source stands twice: {', '.join(self.sources)}")
 
     def open_sources(self) -> list[Source]:
         return [open_source(spec, self.source_options) for spec in self.sources]

@@ -1,5 +1,11 @@
 """What stops a run."""
 
+from pearl.errors import PearlError
 
-class RunError(RuntimeError):
+
+class ConfigError(PearlError, ValueError):
+    """Settings that do not fit together."""
+
+
+class RunError(PearlError, RuntimeError):
     """A fault of the system (disk, model, cluster) or of how the run was asked for; the message is for the user."""

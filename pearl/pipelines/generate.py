@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +17,22 @@ from pearl import __version__
 from pearl.parquet import concatenate
 from pearl.pipelines.config import GenerateConfig, fingerprint, recipe
 from pearl.pipelines.engines import EngineConfig, make_shards
-from pearl.pipelines.errors import RunError
+from pearl.pipelines.errors import ConfigError, RunError
 from pearl.pipelines.progress import Progress
-from pearl.pipelines.run_directory import RunDirectory, faults_explained, read_json, whole, write_json
-from pearl.pipelines.shards import ShardTask
+from pearl.pipelines.run_directory import RunDirectory, faults_explained, read_json, sha256, whole, write_json
+from pearl.pipelines.shards import ShardMaker, ShardTask
 from pearl.pipelines.sources import SourceError
 
 MAX_QUARANTINED = 0.05
+PREVIEWED = 8
 
 
 @dataclass(frozen=True)
 class OutputPolicy:
-    """What happens when the output is there already: `resume` continues it, `overwrite` starts anew, else an error."""
+    """What happens when the output is there already: `resume` continues it, `overwrite` starts anew, else an error.
+
+    `max_quarantined` is the share of samples that may be quarantined; ten always may, unless it is 0.
+    """
 
     resume: bool = False
     overwrite: bool = False
@@ -35,7 +40,7 @@ class OutputPolicy:
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
+            raise ConfigError("--resume and --overwrite exclude each other")
 
 
 def generate(
@@ -48,12 +53,13 @@ def generate(
         SourceError: a source cannot be used.
         ToolUnavailable: a tool or its model is missing.
     """
+    out = out.absolute()
     directory = RunDirectory(out, config.source_options.split)
-    made_by = recipe(config)
-    settings: dict[str, Any] = {"config": config.as_json(), "recipe": made_by, "fingerprint": fingerprint(made_by)}
+    settings = _settings(config)
     _admit(directory, settings, policy)
     directory.create()
     with _locked(directory):
+        _admit(directory, settings, policy)  # again: another process may have been here meanwhile
         if policy.overwrite:
             for source in config.open_sources():
                 next(iter(source.items()), None)  # a source that cannot be listed must not cost the old data
@@ -67,6 +73,12 @@ def generate(
         task = ShardTask(config, settings["fingerprint"], str(out), total)
         _make(directory, task, engine, policy, progress or Progress.silent(), planned)
         return _finish(directory, task, settings, planned)
+
+
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    """What is kept beside a run, and compared before it is resumed."""
+    made_by = recipe(config)
+    return {"config": config.as_json(), "recipe": made_by, "fingerprint": fingerprint(made_by)}
 
 
 def _plan(directory: RunDirectory, config: GenerateConfig, settings: dict[str, Any]) -> None:
@@ -137,12 +149,13 @@ def _locked(directory: RunDirectory) -> Iterator[None]:
 
 
 def _complete(directory: RunDirectory) -> dict[str, Any] | None:
-    """The manifest, when the run is complete and its output still there."""
+    """The manifest, when the run is complete and its output still there, unchanged."""
     manifest = read_json(directory.manifest)
     if manifest is None:
         return None
-    files = [directory.single_file] if directory.single_file else [directory.root / f for f in manifest["files"]]
-    return manifest if all(file.exists() for file in files) else None
+    folder = directory.root.parent if directory.single_file else directory.root
+    intact = all((folder / f).exists() and sha256(folder / f) == digest for f, digest in manifest["files"].items())
+    return manifest if intact else None
 
 
 def _make(
@@ -157,7 +170,7 @@ def _make(
     for number in range(task.total):
         marker = directory.finished(number, task.total, task.fingerprint)
         done.append(marker) if marker else missing.append(number)
-    allowed = max(10.0, policy.max_quarantined * planned)
+    allowed = max(10.0, policy.max_quarantined * planned) if policy.max_quarantined else 0
     quarantined = 0
 
     def on_done(marker: dict[str, Any]) -> None:
@@ -190,14 +203,16 @@ def _finish(directory: RunDirectory, task: ShardTask, settings: dict[str, Any], 
     rejected = sum(sums["rejected"].values())
     if not totals["kept"] + rejected + totals["quarantined"] == totals["planned"] == planned:
         raise RunError(f"the counts do not add up: {dict(totals)}, {rejected} rejected, {planned} planned")
+    directory.remove_strangers(task.total)
     shards = [directory.shard(number, task.total) for number in range(task.total)]
     if directory.single_file:
         made_by = {"fingerprint": task.fingerprint, "config": settings["config"]}
         with whole(directory.single_file) as partial:
             concatenate(shards, partial, made_by)
-        files = [str(directory.single_file.name)]
+        files = {directory.single_file.name: sha256(directory.single_file)}
     else:
-        files = [shard.relative_to(directory.root).as_posix() for shard in shards]
+        hashes = (marker["sha256"] for marker in directory.markers(task.total))
+        files = {f"data/{shard.name}": digest for shard, digest in zip(shards, hashes, strict=True)}
     manifest = {
         "pearl": __version__,
         "fingerprint": task.fingerprint,
@@ -216,13 +231,14 @@ def _finish(directory: RunDirectory, task: ShardTask, settings: dict[str, Any], 
     return manifest
 
 
-def preview(config: GenerateConfig, out: Path) -> dict[str, Any]:
-    """What `generate` would do, without writing: samples by source, shards, what becomes of the first samples."""
-    import tempfile
+def preview(config: GenerateConfig, out: Path, policy: OutputPolicy) -> dict[str, Any]:
+    """What `generate` would do, without writing: samples by source, shards, what becomes of the first of each source.
 
-    from pearl.pipelines.shards import ShardMaker
-
-    made_by = recipe(config)
+    Raises:
+        RunError: `generate` would refuse.
+    """
+    settings = _settings(config)
+    _admit(RunDirectory(out.absolute(), config.source_options.split), settings, policy)
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "preview", config.source_options.split)
         directory.create()
@@ -230,17 +246,14 @@ def preview(config: GenerateConfig, out: Path) -> dict[str, Any]:
         planned, total = directory.size()
         if planned == 0:
             raise RunError("the sources hold no sample")
-        maker = ShardMaker(ShardTask(config, fingerprint(made_by), str(directory.root), total))
-        outcomes = maker.first_outcomes()
-        by_source = Counter(
-            config.sources[source] for shard in range(total) for _, source, _ in directory.planned(shard)
-        )
+        sources = [source for shard in range(total) for _, source, _ in directory.planned(shard)]
+        maker = ShardMaker(ShardTask(config, settings["fingerprint"], str(directory.root), total))
+        outcomes = maker.first_outcomes(PREVIEWED)
     return {
         "out": str(out),
         "planned": planned,
         "shards": total,
-        "by_source": dict(by_source),
-        "recipe": made_by,
-        "fingerprint": fingerprint(made_by),
-        "outcomes": outcomes,
+        "by_source": {config.sources[number]: count for number, count in sorted(Counter(sources).items())},
+        "fingerprint": settings["fingerprint"],
+        "outcomes": {config.sources[number]: found for number, found in sorted(outcomes.items())},
     }

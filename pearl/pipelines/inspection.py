@@ -54,7 +54,7 @@ def inspect_data(data: str) -> Inspection:
 
 
 def _count(row: dict[str, Any], found: Inspection) -> None:
-    tools = [step["tool"] for step in row["steps"]]
+    tools = [str(step["tool"]) for step in row["steps"] or () if step]
     found.skills[row["skill"]] += 1
     found.sources[row["source"]] += 1
     found.licenses[row["license"]] += 1
@@ -72,7 +72,7 @@ def _count_image_bytes(file: Any, found: Inspection) -> None:
 
 
 def _add_run(path: Path, found: Inspection) -> None:
-    directory = RunDirectory(path, "train")
+    directory = RunDirectory(path)
     found.manifest = read_json(directory.manifest)
     if directory.run.is_dir():
         for refusal in directory.refusals():

@@ -151,6 +151,10 @@ class Rollout:
             return Refusal(sample.key, sample.source, sample.skill, "bad input", f"{sample.image.path}: {error}")
         except Rejected as error:
             return Refusal(sample.key, sample.source, sample.skill, error.reason, error.detail)
+        except Exception as error:
+            trace = "".join(traceback.format_exception(error)[-4:])
+            reason = type(error).__name__
+            return Refusal(sample.key, sample.source, sample.skill, reason, str(error), True, traceback=trace)
 
     def _advance(
         self, flight: _Flight, result: ToolResult | Exception | None, outcomes: dict[str, Trajectory | Refusal]

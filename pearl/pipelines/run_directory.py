@@ -3,7 +3,7 @@
     OUT/data/train-00007-of-00123.parquet   trajectories; `load_dataset(OUT)` and the Hub take these
     OUT/manifest.json                       written last: its existence means that the run is complete
     OUT/run/run.json                        configuration and fingerprint
-    OUT/run/plan.parquet                    every sample's ordinal, key and shard, frozen before work starts
+    OUT/run/_plan.parquet                   every sample's ordinal, key and shard, frozen before work starts
     OUT/run/done/00007.json                 counts, hash and timings of a finished shard
     OUT/run/refused/00007.jsonl             its rejected and quarantined samples, with reasons
 
@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count, islice
@@ -51,14 +52,14 @@ _SYSTEM_FAULTS = (
 class RunDirectory:
     """Paths and atomic writes of one run. `out` is a folder, or a `.parquet` file with a run folder beside it."""
 
-    def __init__(self, out: Path, split: str) -> None:
+    def __init__(self, out: Path, split: str = "train") -> None:
         self.single_file = out if out.suffix == ".parquet" else None
         self.root = out.with_name(out.name + ".run") if self.single_file else out
         self.split = split
         self.data, self.run = self.root / "data", self.root / "run"
         self.manifest, self.plan, self.settings = (
             self.root / "manifest.json",
-            self.run / "plan.parquet",
+            self.run / "_plan.parquet",
             self.run / "run.json",
         )
 
@@ -129,6 +130,13 @@ class RunDirectory:
         metadata = pq.read_metadata(self.plan)
         return metadata.num_rows, metadata.num_row_groups
 
+    def remove_strangers(self, total: int) -> None:
+        """Deletes shards of another plan, which an orphaned worker of an overwritten run may still have renamed."""
+        known = {self.shard(number, total) for number in range(total)}
+        for path in self.data.glob("*.parquet"):
+            if path not in known:
+                path.unlink()
+
     def finished(self, number: int, total: int, fingerprint: str) -> dict[str, Any] | None:
         """The marker of a shard that is there, whole and of this recipe; else None."""
         marker = read_json(self.marker(number))
@@ -165,7 +173,7 @@ def _plan_rows(sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; renamed onto it when the block ends well, so that the file appears whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with faults_explained(path):
             yield partial

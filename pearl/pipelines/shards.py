@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pearl.images import ImageError, header
 from pearl.parquet import TrajectoryWriter
 from pearl.pipelines.config import GenerateConfig, trajectory_id
 from pearl.pipelines.errors import RunError
@@ -21,6 +21,9 @@ from pearl.pipelines.sources import BadRecord, Item, SourceError
 from pearl.records import Sample, Trajectory
 from pearl.scenes.render import RendererUnavailable
 from pearl.tools import ToolUnavailable
+
+MAX_PIXELS_IN_FLIGHT = 40_000_000
+"""Decoded originals that a worker holds at once: large photographs roll out in smaller groups."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,14 @@ class ShardMaker:
         for _ in self._outcomes(self._rollout(), number, everything - set(ordinals), silent=True):
             pass
 
-    def first_outcomes(self) -> list[Trajectory | Refusal]:
-        """What becomes of the first samples of the first shard, at most `LOCKSTEP` of them."""
-        return list(islice(self._outcomes(self._rollout(), 0, ()), LOCKSTEP))
+    def first_outcomes(self, each: int) -> dict[int, list[Trajectory | Refusal]]:
+        """What becomes of the first `each` samples of every source, by the source's number."""
+        first: dict[int, list[tuple[int, int, Item]]] = defaultdict(list)
+        for number in range(self.task.total):
+            for planned in self.directory.planned(number):
+                if len(first[planned[1]]) < each:
+                    first[planned[1]].append(planned)
+        return {source: list(self._rolled(self._rollout(), planned)) for source, planned in first.items()}
 
     def _rollout(self) -> Rollout:
         config = self.task.config
@@ -96,22 +104,29 @@ class ShardMaker:
     def _outcomes(
         self, rollout: Rollout, number: int, culprits: Collection[int], silent: bool = False
     ) -> Iterator[Trajectory | Refusal]:
-        """The outcomes of a shard in the plan's order, `LOCKSTEP` samples at a time."""
+        """The outcomes of a shard in the plan's order; `silent` leaves the culprits out instead of refusing them."""
         planned = list(self.directory.planned(number))
-        for start in range(0, len(planned), LOCKSTEP):
-            read = []
-            for ordinal, source, item in planned[start : start + LOCKSTEP]:
-                if ordinal not in culprits:
-                    read.append(self._read(rollout, source, item))
-                elif not silent:
-                    name, reason = self.sources[source].name, "the worker died"
-                    detail = "every process that worked on this sample was killed"
-                    read.append(Refusal(item.key, name, "", reason, detail, quarantined=True))
-            try:
-                rolled = iter(rollout.run([one for one in read if not isinstance(one, Refusal)]))
-            except (ToolUnavailable, MemoryError) as error:
-                raise RunError(str(error) or "out of memory") from error
-            yield from (one if isinstance(one, Refusal) else next(rolled) for one in read)
+        if silent:
+            planned = [one for one in planned if one[0] not in culprits]
+        yield from self._rolled(rollout, planned, culprits)
+
+    def _rolled(
+        self, rollout: Rollout, planned: Iterable[tuple[int, int, Item]], culprits: Collection[int] = ()
+    ) -> Iterator[Trajectory | Refusal]:
+        """Reads and rolls out, as many samples together as `LOCKSTEP` and `MAX_PIXELS_IN_FLIGHT` allow."""
+        group: list[tuple[str, Sample] | Refusal] = []
+        pixels = 0
+        for ordinal, source, item in planned:
+            if ordinal in culprits:
+                name, detail = self.sources[source].name, "every process that worked on this sample was killed"
+                group.append(Refusal(item.key, name, "", "the worker died", detail, quarantined=True))
+            else:
+                group.append(self._read(rollout, source, item))
+            pixels += _pixels(group[-1])
+            if len(group) == LOCKSTEP or pixels > MAX_PIXELS_IN_FLIGHT:
+                yield from _flown(rollout, group)
+                group, pixels = [], 0
+        yield from _flown(rollout, group)
 
     def _read(self, rollout: Rollout, number: int, item: Item) -> tuple[str, Sample] | Refusal:
         source = self.sources[number]
@@ -129,6 +144,24 @@ class ShardMaker:
             raise RunError(str(error)) from error
         except Exception as error:  # a reader's bug is this record's alone
             return Refusal(item.key, source.name, "", type(error).__name__, str(error), quarantined=True)
+
+
+def _flown(rollout: Rollout, group: list[tuple[str, Sample] | Refusal]) -> Iterator[Trajectory | Refusal]:
+    try:
+        rolled = iter(rollout.run([one for one in group if not isinstance(one, Refusal)]))
+    except (ToolUnavailable, MemoryError) as error:
+        raise RunError(str(error) or "out of memory") from error
+    yield from (one if isinstance(one, Refusal) else next(rolled) for one in group)
+
+
+def _pixels(read: tuple[str, Sample] | Refusal) -> int:
+    if isinstance(read, Refusal):
+        return 0
+    try:
+        width, height = header(read[1].image.data)
+    except ImageError:
+        return 0
+    return width * height
 
 
 def _check_text(sample: Sample) -> None:

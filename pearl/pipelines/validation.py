@@ -11,6 +11,9 @@ from pearl.parquet import DataError, from_row, open_parquet, read_group, resolve
 from pearl.records import Trajectory
 from pearl.tools import ToolError, ToolUnavailable, parse_arguments, tool_class
 
+MAX_PIXELS = 178_000_000
+"""Generous: a dataset may have been made with a higher limit than the default one. It is about Pillow's own."""
+
 
 def validate_data(data: str) -> tuple[int, list[str]]:
     """The number of rows, and what is wrong with them: file, row, id and reason.
@@ -96,6 +99,6 @@ def _argument_problem(tool: str, arguments: dict[str, Any]) -> str | None:
 
 def _image_problem(where: str, data: bytes) -> Iterator[str]:
     try:
-        decode(data)
+        decode(data, MAX_PIXELS)
     except ImageError as error:
         yield f"{where}: {error}"

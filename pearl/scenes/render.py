@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pearl.errors import PearlError
 from pearl.records import Box
 from pearl.scenes.layout import HALF_EXTENTS, Layout, Surface, Thing
 
@@ -20,7 +21,7 @@ PEDESTAL_RADIUS, ROD_RADIUS = 0.13, 0.025
 """All supports have one thickness, in metres: how thick they look tells how far they are, whatever the object's size."""
 
 
-class RendererUnavailable(RuntimeError):
+class RendererUnavailable(PearlError, RuntimeError):
     """MuJoCo or an OpenGL driver is missing."""
 
 
@@ -150,7 +151,7 @@ def _mujoco() -> Any:
         import mujoco
     except ImportError as error:
         raise RendererUnavailable(
-            "rendered scenes need MuJoCo: pip install 'pearl-vlm[scenes]'"
+            "rendered scenes need MuJoCo: pip install mujoco"
             f" (and on Linux the packages libegl1 and libgl1-mesa-dri): {error}"
         ) from error
     return mujoco

@@ -17,13 +17,17 @@ MAX_ATTEMPTS = 60
 LICENSE = "CC0-1.0"
 
 
+class NoFittingScene(LookupError):
+    """None of the scenes that were tried fits the family of questions that is due."""
+
+
 def scene_sample(
     split: Split, seed: int, index: int, size: int = 384, image_format: ImageFormat = "jpeg"
 ) -> tuple[Sample, Scene]:
     """Renders scenes until one fits the family that `index` is due, and asks about it.
 
     Raises:
-        LookupError: no scene of `MAX_ATTEMPTS` fits.
+        NoFittingScene: none of `MAX_ATTEMPTS` scenes fits.
     """
     names = list(FAMILIES)
     weights = np.array([share for _, share in FAMILIES.values()])
@@ -34,7 +38,7 @@ def scene_sample(
         question = ask(View(scene, scene_rng(split, seed, index, "question")))
         if question is not None:
             return _sample(scene, question, f"{split}/{seed}/{index:07d}", image_format), scene
-    raise LookupError(f"none of {MAX_ATTEMPTS} scenes fits a question of the family {family!r}")
+    raise NoFittingScene(f"none of {MAX_ATTEMPTS} scenes fits a question of the family {family!r}")
 
 
 def _sample(scene: Scene, question: Question, key: str, image_format: ImageFormat) -> Sample:

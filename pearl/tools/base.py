@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pearl.errors import PearlError
 from pearl.images import ImageFormat, Picture
 from pearl.records import Box
 
@@ -21,7 +22,7 @@ class ToolError(ValueError):
     """A call that cannot be done as asked. The message goes to whoever asked, as an observation."""
 
 
-class ToolUnavailable(RuntimeError):
+class ToolUnavailable(PearlError, RuntimeError):
     """A tool whose package or model is missing; the message says what brings it."""
 
 

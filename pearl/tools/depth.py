@@ -23,7 +23,7 @@ from pearl.tools.base import (
     ToolUnavailable,
     refused,
 )
-from pearl.tools.models import default_device, import_transformers, model_fingerprint
+from pearl.tools.models import default_device, import_transformers, model_fingerprint, model_folder
 
 DEPTH_NANO = Path(__file__).parent.parent / "assets" / "depth-nano"
 BUILT_IN, SENSOR = "depth-nano", "sensor"
@@ -135,10 +135,11 @@ class Depth(Tool):
 
         if reason := self.missing():
             raise ToolUnavailable(f"depth: {reason}")
+        folder = model_folder(self._location)
         try:
-            processor = transformers.AutoImageProcessor.from_pretrained(self._location)
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
             network = transformers.AutoModelForDepthEstimation.from_pretrained(
-                self._location, dtype=torch.float32, use_safetensors=True
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise ToolUnavailable(f"depth: {self.model!r} is no depth estimation checkpoint: {error}") from error
@@ -146,8 +147,15 @@ class Depth(Tool):
 
 
 def nearness_of_metric(depth: np.ndarray) -> np.ndarray:
-    """Metric depth in metres (inf in the sky) as nearness, uint8."""
-    return _quantised(1.0 / np.maximum(depth.astype(np.float32), 1e-3))
+    """Metric depth in metres (inf in the sky) as nearness, uint8.
+
+    What a sensor gives where it read nothing (0, negative, NaN) gets nearness 0 and does not count for the scale.
+    """
+    valid = depth > 0
+    nearness = np.zeros(depth.shape, np.uint8)
+    if valid.any():
+        nearness[valid] = _quantised(1.0 / np.maximum(depth[valid].astype(np.float32), 1e-3))
+    return nearness
 
 
 def _quantised(nearness: np.ndarray) -> np.ndarray:

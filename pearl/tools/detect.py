@@ -13,7 +13,7 @@ from pearl.drawing import draw_boxes
 from pearl.images import Picture
 from pearl.records import Box
 from pearl.tools.base import Fraction, PictureTool, ToolArguments, ToolError, ToolResult, ToolUnavailable, as_text
-from pearl.tools.models import default_device, import_transformers, model_fingerprint
+from pearl.tools.models import default_device, import_transformers, model_fingerprint, model_folder
 
 MAX_FOUND = 20
 
@@ -87,12 +87,14 @@ class Detect(PictureTool):
 
         transformers = import_transformers()
 
-        if reason := self.missing():
-            raise ToolUnavailable(f"detect: {reason}")
+        if self.model is None:
+            raise ToolUnavailable(f"detect: {self.missing()}")
+        folder = model_folder(self.model)
         try:
             return transformers.pipeline(
                 "zero-shot-object-detection",
-                model=self.model,
+                model=str(folder),
+                trust_remote_code=False,
                 device=default_device(self.device),
                 dtype=torch.float32,
                 model_kwargs={"use_safetensors": True},

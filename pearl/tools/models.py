@@ -1,9 +1,10 @@
-"""What the tools that run a model share: the device, and what identifies a checkpoint."""
+"""What the tools that run a model share: the device, and where a checkpoint lies and what identifies it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,31 @@ def model_fingerprint(model: str) -> Mapping[str, Any]:
     Raises:
         ToolUnavailable: neither a folder nor a checkpoint that the Hub (or its local cache) knows.
     """
-    folder = Path(model)
-    if folder.is_dir():
+    folder = model_folder(model)
+    if folder == Path(model):
         digest = hashlib.sha256()
         for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json")):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return {"sha256": digest.hexdigest()}
-    from huggingface_hub import hf_hub_download
+    return {"model": model, "revision": folder.name}
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a checkpoint: the one that is named, or the snapshot of a Hub id, downloaded if need be.
+
+    A Hub id is resolved once a process, so that what is loaded is what the fingerprint names.
+
+    Raises:
+        ToolUnavailable: neither a folder nor a checkpoint that the Hub (or its local cache) knows.
+    """
+    return Path(model) if Path(model).is_dir() else _snapshot(model)
+
+
+@lru_cache(maxsize=16)
+def _snapshot(model: str) -> Path:
+    from huggingface_hub import snapshot_download
 
     try:
-        config = hf_hub_download(model, "config.json")
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except Exception as error:  # many kinds: offline, not found, bad id
         raise ToolUnavailable(f"{model!r} is neither a folder nor a checkpoint that the Hub gives: {error}") from error
-    return {"model": model, "revision": Path(config).parent.name}

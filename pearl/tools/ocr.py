@@ -32,7 +32,7 @@ class Ocr(PictureTool):
 
     def missing(self) -> str | None:
         absent = [package for package in ("rapidocr", "onnxruntime") if find_spec(package) is None]
-        return f"{' and '.join(absent)} not installed: pip install 'pearl-vlm[ocr]'" if absent else None
+        return f"{' and '.join(absent)} not installed: pip install rapidocr onnxruntime" if absent else None
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {} if self.missing() else {"rapidocr": version("rapidocr"), "onnxruntime": version("onnxruntime")}

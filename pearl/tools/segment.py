@@ -13,7 +13,7 @@ from pydantic import Field
 from pearl.drawing import pixel_box
 from pearl.images import Picture
 from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolError, ToolResult, ToolUnavailable, as_text
-from pearl.tools.models import default_device, import_transformers, model_fingerprint
+from pearl.tools.models import default_device, import_transformers, model_fingerprint, model_folder
 
 GRABCUT = "grabcut"
 LARGEST_SIDE = 768
@@ -75,10 +75,11 @@ class Segment(PictureTool):
 
         transformers = import_transformers()
 
+        folder = model_folder(self.model)
         try:
-            processor = transformers.AutoProcessor.from_pretrained(self.model)
+            processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
             network = transformers.AutoModelForMaskGeneration.from_pretrained(
-                self.model, dtype=torch.float32, use_safetensors=True
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise ToolUnavailable(f"segment: {self.model!r} is no SAM-type checkpoint: {error}") from error

@@ -39,7 +39,7 @@ def tool_class(name: str) -> type[Tool]:
     """The class behind a name, imported now.
 
     Raises:
-        ToolUnavailable: no such tool, or its package does not import.
+        ToolUnavailable: no such tool, or its package does not load.
     """
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
@@ -50,8 +50,9 @@ def tool_class(name: str) -> type[Tool]:
             raise ToolUnavailable(f"there is no tool {name!r}; there are: {', '.join(tool_names())}")
         try:
             found = points[0].load()
-        except ImportError as error:
-            raise ToolUnavailable(f"tool {name!r} ({points[0].value}) does not import: {error}") from error
+        except Exception as error:  # whatever a stranger's module does when it is imported
+            reason = f"{type(error).__name__}: {error}"
+            raise ToolUnavailable(f"tool {name!r} ({points[0].value}) does not import: {reason}") from error
     if not (isinstance(found, type) and issubclass(found, Tool)):
         raise ToolUnavailable(f"tool {name!r} is {found!r}, not a subclass of pearl.tools.Tool")
     if found.name != name:
@@ -108,7 +109,9 @@ class Toolbox:
             outputs = self._tools[name].run([picture for _, picture, _ in batch], [one for _, _, one in batch])
             for (index, _, _), output in zip(batch, outputs, strict=True):
                 results[index] = output
-        return [result for result in results if result is not None]
+        finished = [result for result in results if result is not None]
+        assert len(finished) == len(calls), "a call has no result"
+        return finished
 
     def parse(self, call: ToolCall) -> ToolArguments:
         """Validates a call's arguments.

@@ -13,11 +13,19 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayActorError, RayError, RaySystemError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
+from pearl.errors import PearlError
 from pearl.pipelines.engines import EngineConfig, OnDone
 from pearl.pipelines.errors import RunError
 from pearl.pipelines.shards import ShardMaker, ShardTask
@@ -26,7 +34,7 @@ RETRIES = 2
 PATIENCE = 60.0
 logger = logging.getLogger(__name__)
 
-DIED = (RayActorError, WorkerCrashedError, RaySystemError)
+DIED = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, RaySystemError)
 
 
 @ray.remote
@@ -57,10 +65,14 @@ class RayEngine:
 
     def run(self, shards: Iterable[int]) -> None:
         joined = ray.is_initialized()
-        if not joined:
-            self._start_ray()
         try:
+            if not joined:
+                self._start_ray()
             self._drive(deque(shards))
+        except RayTaskError as error:
+            if isinstance(error.cause, PearlError):
+                raise RunError(str(error.cause)) from None
+            raise
         finally:
             if not joined:
                 ray.shutdown()

@@ -94,9 +94,11 @@ def conclude_attribute(case: Case, name: str, kind: str) -> Conclusion:
 
 
 def _agrees(text: str, answer: str) -> bool:
-    """Every word of the answer was read."""
-    read = re.findall(r"\w+", text.casefold())
-    return all(word in read for word in re.findall(r"\w+", answer.casefold()))
+    """Every word of the answer was read; an answer without a word ("?!") must stand in the text as it is."""
+    read, words = (re.findall(r"\w+", one.casefold()) for one in (text, answer))
+    if not words:
+        return bool(answer.strip()) and answer.strip() in text
+    return all(word in read for word in words)
 
 
 def existence(case: Case) -> Expertise:

@@ -237,4 +237,7 @@ def article(noun: str) -> str:
     """The noun with "a" or "an"; alone if it looks like a plural ("skis", but not "glass" or "bus")."""
     if re.search("[^su]s$", noun):
         return noun
-    return f"{'an' if re.match('[aeiouAEIOU]', noun) else 'a'} {noun}"
+    silent_h = r"hour|hono[u]?r|honest|heir"
+    spoken_as_you_or_won = r"uni(?![dmn])|us[aeu]|usb|utensil|utilit|ukulele|urin|eu|ewe|ufo|one\b|once\b"
+    vowel = re.match(rf"{silent_h}|(?!{spoken_as_you_or_won})[aeiou]", noun, re.IGNORECASE)
+    return f"{'an' if vowel else 'a'} {noun}"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pearl.errors import PearlError
 from pearl.images import MAX_PIXELS, ImageError, header
 from pearl.records import EncodedImage, Sample
 from pearl.scenes.layout import Split
 
+MAX_FILE_BYTES = 1_000_000_000
 
-class SourceError(ValueError):
+
+class SourceError(PearlError, ValueError):
     """The source as a whole cannot be used; said before any work."""
 
 
@@ -40,7 +45,7 @@ class SourceOptions:
     Attributes:
         count: scenes: how many samples.
         seed: scenes and made questions.
-        split: scenes: `train`, `val` or `test`; they share no scene.
+        split: `train`, `val` or `test`. scenes: they share no scene. hf: the files that are named so.
         size: scenes: pixels a side.
         image_format: scenes: how their pictures are stored.
         images: coco: the images' folder; next to the annotations when not given.
@@ -92,6 +97,8 @@ def read_image(root: Path, relative: str, max_pixels: int) -> EncodedImage:
     """
     path = inside(root, relative)
     try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise BadRecord(f"{relative}: {size:,} bytes are more than the limit of {MAX_FILE_BYTES:,}")
         data = path.read_bytes()
     except OSError as error:
         raise BadRecord(f"{relative}: cannot be read: {error.strerror or error}") from error
@@ -100,6 +107,18 @@ def read_image(root: Path, relative: str, max_pixels: int) -> EncodedImage:
     except ImageError as error:
         raise BadRecord(f"{relative}: {error}") from error
     return EncodedImage(data, path.name)
+
+
+def listing_hash(root: Path, names: Iterable[str]) -> str:
+    """A hash of the files below `root` by name and size; those that are not there count by name alone."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        try:
+            size = (root / name).stat().st_size
+        except (OSError, ValueError):  # ValueError: a null character
+            size = None
+        digest.update(json.dumps([name, size]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def inside(root: Path, relative: str) -> Path:

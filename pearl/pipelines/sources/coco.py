@@ -7,11 +7,20 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pearl.images import ImageError, header
-from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions, read_image
+from pearl.pipelines.sources.base import (
+    BadRecord,
+    Item,
+    Source,
+    SourceError,
+    SourceOptions,
+    listing_hash,
+    read_image,
+)
 from pearl.pipelines.sources.box_questions import Annotated, questions_from_boxes
 from pearl.records import Region, Sample
 
@@ -42,8 +51,13 @@ class Coco(Source):
         if not self.images.is_dir():
             raise SourceError(f"the images' folder {self.images} is not there; give it with --images")
         index = CocoIndex(self.file)
-        yield from index.problems
-        yield from self._given(index) if self.questions else self._made(index)
+        empty = True
+        for item in chain(index.problems, self._given(index) if self.questions else self._made(index)):
+            empty = False
+            yield item
+        if empty:
+            why = f"{self.questions} has no line" if self.questions else "no question can be made from its boxes"
+            raise SourceError(f"{self.name}: nothing can be asked about {self.file}: {why}")
 
     def _made(self, index: CocoIndex) -> Iterator[Item]:
         names = sorted(set(index.categories.values()))
@@ -95,7 +109,13 @@ class Coco(Source):
 
     def fingerprint(self) -> Mapping[str, Any]:
         files = [self.file, *([self.questions] if self.questions else [])]
-        return {"seed": self.options.seed, "files": [hashlib.sha256(_bytes(file)).hexdigest() for file in files]}
+        rows = _load_json(self.file).get("images")
+        names = {row.get("file_name") for row in (rows if isinstance(rows, list) else ()) if isinstance(row, dict)}
+        return {
+            "seed": self.options.seed,
+            "files": [hashlib.sha256(_bytes(file)).hexdigest() for file in files],
+            "images": listing_hash(self.images, (name for name in names if isinstance(name, str))),
+        }
 
 
 class CocoIndex:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pearl.pipelines.sources.base import Item, Source, SourceError, SourceOptions, read_image
+from pearl.pipelines.sources.base import Item, Source, SourceError, SourceOptions, listing_hash, read_image
 from pearl.randomness import generator
 from pearl.records import Sample
 
@@ -31,13 +31,16 @@ class Folder(Source):
 
     def items(self) -> Iterator[Item]:
         found = False
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in EXTENSIONS and path.is_file():
-                found = True
-                name = path.relative_to(self.folder).as_posix()
-                yield from (Item(f"{name}#{skill}", {"image": name, "skill": skill}) for skill in self.skills)
+        for name in self._names():
+            found = True
+            yield from (Item(f"{name}#{skill}", {"image": name, "skill": skill}) for skill in self.skills)
         if not found:
             raise SourceError(f"{self.folder} holds no image ({', '.join(EXTENSIONS)})")
+
+    def _names(self) -> Iterator[str]:
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix.lower() in EXTENSIONS and path.is_file():
+                yield path.relative_to(self.folder).as_posix()
 
     def read(self, item: Item) -> Sample:
         image = read_image(self.folder, item.record["image"], self.options.max_pixels)
@@ -58,4 +61,9 @@ class Folder(Source):
         return Sample(item.key, image, question, choices, "", (), skill, self.name, "unknown", query)
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return {"folder": self.folder.name, "seed": self.options.seed, "skills": self.skills}
+        return {
+            "folder": self.folder.name,
+            "images": listing_hash(self.folder, self._names()),
+            "seed": self.options.seed,
+            "skills": self.skills,
+        }

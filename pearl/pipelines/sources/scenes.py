@@ -1,4 +1,4 @@
-"""`scenes`: rendered with MuJoCo, with exact boxes and depth. Needs the extra `scenes`."""
+"""`scenes`: rendered with MuJoCo, with exact boxes and depth. Needs the package `mujoco`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
 from pearl.records import Sample
 from pearl.scenes.layout import SPLITS
-from pearl.scenes.samples import scene_sample
+from pearl.scenes.samples import NoFittingScene, scene_sample
 
 
 class Scenes(Source):
@@ -30,7 +30,7 @@ class Scenes(Source):
         o = self.options
         try:
             sample, _ = scene_sample(o.split, o.seed, item.record["index"], o.size, o.image_format)  # type: ignore[arg-type]
-        except LookupError as error:
+        except NoFittingScene as error:
             raise BadRecord(str(error)) from error
         return sample
 
@@ -38,6 +38,6 @@ class Scenes(Source):
         try:
             renderer = version("mujoco")
         except PackageNotFoundError:
-            raise SourceError("rendered scenes need MuJoCo: pip install 'pearl-vlm[scenes]'") from None
+            raise SourceError("rendered scenes need MuJoCo: pip install mujoco") from None
         o = self.options
         return {"split": o.split, "seed": o.seed, "size": o.size, "format": o.image_format, "mujoco": renderer}

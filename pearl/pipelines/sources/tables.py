@@ -8,28 +8,39 @@
 | `boxes` | list of `[x0, y0, x1, y1]`, in 0..1, or in pixels if any number is above 1 | no regions |
 | `labels` | list of text, one a box | "the region" |
 | `skill` | one of the skills that a question file may name (`coco.WITH_ANSWER`) | `attribute` |
-| `id` | text or number | file and row number |
+| `id` | text or number; a row whose id stood there before is refused | file and row number |
 | `license` | text | `unknown` |
+| `depth` | HF Image or binary: a 16-bit grey PNG of the image's size, in millimetres, 0 = no reading | no sensor depth |
+
+Of a Hub dataset, the files are taken whose name or folder begins with the name of the split (`--split`: train, val or
+validation, test); all, where none is named so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pearl.images import ImageError, header
+from pearl.images import ImageError, decode_depth, header
 from pearl.parquet import DataError, resolve
 from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
 from pearl.pipelines.sources.coco import WITH_ANSWER
 from pearl.records import EncodedImage, Region, Sample
+from pearl.scenes.layout import SPLITS
 
-COLUMNS = ("image", "question", "answer", "choices", "boxes", "labels", "skill", "id", "license")
+COLUMNS = ("image", "question", "answer", "choices", "boxes", "labels", "skill", "id", "license", "depth")
 NEEDED = ("image", "question", "answer")
+MAX_GROUP_BYTES = 1_000_000_000
+"""Of the columns that are read, uncompressed: every worker holds one row group in memory."""
+_SPLIT_NAMES = {"train": "train(ing)?", "val": "val(id(ation)?)?", "test": "test(ing)?"}
 
 
 class ParquetRows(Source):
@@ -44,20 +55,63 @@ class ParquetRows(Source):
         self.columns = {ours: options.columns.get(ours, ours) for ours in COLUMNS}
 
     def items(self) -> Iterator[Item]:
-        for number, path in enumerate(self._files()):
+        seen: set[str] = set()
+        for number, path in enumerate(self._files):
             file = _open(str(path))
-            if absent := [self.columns[c] for c in NEEDED if self.columns[c] not in file.schema_arrow.names]:
-                names = ", ".join(file.schema_arrow.names)
-                raise SourceError(f"{path} has no column {', '.join(absent)} (it has {names}); map them with --columns")
+            self._check(path, file)
             before = 0
             for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                for row in range(rows):
-                    record = {"file": str(path), "group": group, "row": row, "number": before + row}
-                    yield Item(f"{number}/{group}/{row}", record)
-                before += rows
+                for row, given in enumerate(self._ids(path, file, group)):
+                    record = {"file": number, "group": group, "row": row, "number": before + row}
+                    key, problem = f"{number}/{group}/{row}" if given is None else given, None
+                    if key in seen:
+                        problem = f"{path.name} row {before + row}: the id {key!r} stands there already"
+                        key = f"{number}/{group}/{row}"
+                        while key in seen:
+                            key += "~"
+                    seen.add(key)
+                    yield Item(key, record, problem)
+                before += file.metadata.row_group(group).num_rows
+        if not seen:
+            raise SourceError(f"{self.name}:{self.place} has no row")
 
+    def _check(self, path: Path, file: pq.ParquetFile) -> None:
+        """Raises SourceError: a column is missing, or a row group is too large to be held in memory."""
+        if absent := [self.columns[c] for c in NEEDED if self.columns[c] not in file.schema_arrow.names]:
+            names = ", ".join(file.schema_arrow.names)
+            raise SourceError(f"{path} has no column {', '.join(absent)} (it has {names}); map them with --columns")
+        prefixes = tuple(f"{name}." for name in self._mapped(file))
+        for group in range(file.num_row_groups):
+            metadata = file.metadata.row_group(group)
+            chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+            size = sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(prefixes))
+            if size > MAX_GROUP_BYTES:
+                raise SourceError(
+                    f"{path}: row group {group} holds {size:,} bytes, more than the limit of {MAX_GROUP_BYTES:,};"
+                    " rewrite the file with smaller row groups (row_group_size of pyarrow.parquet.write_table)"
+                )
+
+    def _mapped(self, file: pq.ParquetFile) -> list[str]:
+        """The file's columns that are read."""
+        return [name for name in dict.fromkeys(self.columns.values()) if name in file.schema_arrow.names]
+
+    def _ids(self, path: Path, file: pq.ParquetFile, group: int) -> Sequence[str | None]:
+        """The ids of a row group's rows; None where a row has none."""
+        name = self.columns["id"]
+        if name not in file.schema_arrow.names:
+            return [None] * file.metadata.row_group(group).num_rows
+        try:
+            values = file.read_row_group(group, columns=[name]).column(name).to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"{path} is damaged in row group {group}: {' '.join(str(error).split())}") from error
+        return [None if value is None or value == "" else str(value) for value in values]
+
+    @cached_property
     def _files(self) -> list[Path]:
+        """In an order that is the same on every machine; a record names a file by its place here."""
+        return self._find()
+
+    def _find(self) -> list[Path]:
         try:
             return resolve(self.place)
         except DataError as error:
@@ -65,12 +119,16 @@ class ParquetRows(Source):
 
     def read(self, item: Item) -> Sample:
         record = item.record
-        row = _row_group(record["file"], record["group"]).slice(record["row"], 1).to_pylist()[0]
-        values = {ours: row.get(theirs) for ours, theirs in self.columns.items()}
         try:
-            return self._sample(item.key if values["id"] is None else str(values["id"]), values)
+            path = self._files[record["file"]]
+        except IndexError as error:
+            raise BadRecord(f"{self.place} has only {len(self._files)} files now; it has changed") from error
+        try:
+            table = _row_group(str(path), record["group"], tuple(self._mapped(_open(str(path)))))
+            row = table.slice(record["row"], 1).to_pylist()[0]
+            return self._sample(item.key, {ours: row.get(theirs) for ours, theirs in self.columns.items()})
         except (BadRecord, ImageError) as error:
-            raise BadRecord(f"{Path(record['file']).name} row {record['number']}: {error}") from error
+            raise BadRecord(f"{path.name} row {record['number']}: {error}") from error
 
     def _sample(self, key: str, values: Mapping[str, Any]) -> Sample:
         image = _image(values["image"])
@@ -89,10 +147,11 @@ class ParquetRows(Source):
         return Sample(
             key, image, str(values["question"]), choices, answer, regions, skill,
             f"{self.name}:{Path(self.place).name}", str(values["license"] or "unknown"), query,
+            _depth(values["depth"], size, self.options.max_pixels),
         )  # fmt: skip
 
     def fingerprint(self) -> Mapping[str, Any]:
-        footers = [str(_open(str(path)).metadata.to_dict()) for path in self._files()]
+        footers = [str(_open(str(path)).metadata.to_dict()) for path in self._files]
         return {"columns": self.columns, "files": [str(hash_text(footer)) for footer in footers]}
 
 
@@ -100,6 +159,17 @@ class HubRows(ParquetRows):
     """The same from the Hub: a dataset whose files are Parquet."""
 
     name = "hf"
+
+    def __init__(self, argument: str, options: SourceOptions) -> None:
+        if options.split not in SPLITS:
+            raise SourceError(f"--split {options.split}: there are {', '.join(SPLITS)}")
+        super().__init__(argument, options)
+
+    def _find(self) -> list[Path]:
+        files = super()._find()
+        root = os.path.commonpath(files)
+        named = re.compile(rf"{_SPLIT_NAMES[self.options.split]}(?![a-z])", re.IGNORECASE)
+        return [file for file in files if any(map(named.match, file.relative_to(root).parts))] or files
 
 
 def hash_text(text: str) -> str:
@@ -117,16 +187,29 @@ def _open(path: str) -> pq.ParquetFile:
 
 
 @lru_cache(maxsize=1)
-def _row_group(path: str, group: int) -> pa.Table:
-    return _open(path).read_row_group(group)
+def _row_group(path: str, group: int, columns: tuple[str, ...]) -> pa.Table:
+    return _open(path).read_row_group(group, columns=list(columns))
 
 
-def _image(value: Any) -> EncodedImage:
+def _image(value: Any, column: str = "image") -> EncodedImage:
     if isinstance(value, bytes):
         return EncodedImage(value)
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return EncodedImage(value["bytes"], value.get("path"))
-    raise BadRecord("the image column holds no image bytes (a path alone is not followed)")
+    raise BadRecord(f"the {column} column holds no image bytes (a path alone is not followed)")
+
+
+def _depth(value: Any, size: tuple[int, int], max_pixels: int) -> np.ndarray | None:
+    if value is None:
+        return None
+    try:
+        depth = decode_depth(_image(value, "depth").data, max_pixels)
+    except ImageError as error:
+        raise BadRecord(f"the depth: {error}") from error
+    if depth.shape != size[::-1]:
+        found = f"{depth.shape[1]}×{depth.shape[0]}"
+        raise BadRecord(f"the depth is {found} pixels, but the image is {size[0]}×{size[1]}")
+    return depth
 
 
 def _regions(boxes: Any, labels: Any, size: tuple[int, int]) -> tuple[Region, ...]:

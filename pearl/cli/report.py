@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""What the command lines print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pearl.pipelines.inspection import Inspection
 from pearl.pipelines.rollout import Refusal
+from pearl.pipelines.run_directory import RunDirectory
 from pearl.records import Trajectory
 
 
@@ -19,20 +20,20 @@ def print_summary(console: Console, manifest: Mapping[str, Any], out: Path) -> N
     """What a run made, and how to go on."""
     rejected, kept = sum(manifest["rejected"].values()), manifest["kept"]
     console.print(
-        f"[bold]{kept} trajectories[/] in {out} ({manifest['bytes'] / 1e6:.1f} MB):"
+        f"{kept} trajectories in {out} ({manifest['bytes'] / 1e6:.1f} MB):"
         f" {manifest['planned']} planned = {kept} kept + {rejected} rejected + {manifest['quarantined']} quarantined"
     )
-    if kept:
-        several = sum(n for steps, n in manifest["steps"].items() if int(steps) > 1)
-        console.print(f"steps: {_listed(manifest['steps'])}; {several / kept:.0%} have two or more")
-        console.print(f"tools: {_listed(manifest['tools'])}")
-        console.print(f"skills: {_listed(manifest['skills'])}")
     if manifest["rejected"]:
         console.print(f"rejected: {_listed(manifest['rejected'])}")
-    console.print(f"look at them:  pearl-gen view {out}", highlight=False)
-    console.print(
-        f"load them:     datasets.load_dataset('parquet', data_files='{_glob(out)}', split='train')", highlight=False
-    )
+    if not kept:
+        console.print(f"nothing was kept; every reason stands in {RunDirectory(out).run / 'refused'}")
+        return
+    several = sum(n for steps, n in manifest["steps"].items() if int(steps) > 1)
+    console.print(f"steps: {_listed(manifest['steps'])}; {several / kept:.0%} have two or more")
+    console.print(f"tools: {_listed(manifest['tools'])}")
+    console.print(f"skills: {_listed(manifest['skills'])}")
+    console.print(f"look at them:  pearl-gen view {out}")
+    console.print(f"load them:     datasets.load_dataset('parquet', data_files='{_glob(out)}', split='train')")
 
 
 def _glob(out: Path) -> str:
@@ -47,18 +48,20 @@ def print_preview(console: Console, found: Mapping[str, Any]) -> None:
     console.print(f"would write {found['planned']} samples as {found['shards']} shards to {found['out']}")
     console.print(f"sources: {_listed(found['by_source'])}")
     console.print(f"fingerprint: {found['fingerprint'][:16]}")
-    kept = [outcome for outcome in found["outcomes"] if isinstance(outcome, Trajectory)]
-    refused = [outcome for outcome in found["outcomes"] if isinstance(outcome, Refusal)]
-    if not kept:
-        console.print(f"none of the first {len(refused)} samples gives a trajectory:")
-        for refusal in refused[:5]:
-            console.print(f"  {refusal.key}: {refusal.reason}: {refusal.detail}", markup=False)
-        return
-    rows = found["planned"] * len(kept) / len(found["outcomes"])
-    size = rows * sum(map(_bytes, kept)) / len(kept)
-    console.print(f"of the first {len(found['outcomes'])} samples {len(kept)} give trajectories;")
-    console.print(f"in all about {rows:.0f} trajectories, {size / 1e6:.1f} MB. The first one:\n")
-    print_trajectory(console, kept[0])
+    rows = size = 0.0
+    first: Trajectory | None = None
+    for source, outcomes in found["outcomes"].items():
+        kept = [outcome for outcome in outcomes if isinstance(outcome, Trajectory)]
+        reasons = sorted({f"{o.reason}: {o.detail}".strip(": ") for o in outcomes if isinstance(o, Refusal)})
+        console.print(
+            f"{source}: of the first {len(outcomes)} samples {len(kept)} give trajectories", *reasons, sep="\n  "
+        )
+        scale = found["by_source"][source] / len(outcomes)
+        rows, size = rows + scale * len(kept), size + scale * sum(map(_bytes, kept))
+        first = first or next(iter(kept), None)
+    if first:
+        console.print(f"in all about {rows:.0f} trajectories, {size / 1e6:.1f} MB. The first one:\n")
+        print_trajectory(console, first)
 
 
 def _bytes(trajectory: Trajectory) -> int:
@@ -69,10 +72,7 @@ def _bytes(trajectory: Trajectory) -> int:
 def print_trajectory(console: Console, trajectory: Trajectory) -> None:
     """A trajectory as text."""
     options = f" ({' / '.join(trajectory.choices)})" if trajectory.choices else ""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
+    say = console.print
     say(f"question:    {trajectory.question}{options}")
     for number, step in enumerate(trajectory.steps, start=1):
         say(f"thought:     {step.thought}")
@@ -85,7 +85,7 @@ def print_trajectory(console: Console, trajectory: Trajectory) -> None:
 
 def print_inspection(console: Console, found: Inspection) -> None:
     console.print(
-        f"[bold]{found.rows} trajectories[/] in {found.files} file(s), {found.bytes / 1e6:.1f} MB"
+        f"{found.rows} trajectories in {found.files} file(s), {found.bytes / 1e6:.1f} MB"
         f" ({found.bytes / max(found.rows, 1) / 1e3:.0f} kB each, {found.image_bytes / max(found.bytes, 1):.0%} images)"
     )
     for title, counts in (
