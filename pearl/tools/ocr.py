@@ -62,7 +62,7 @@ class Ocr(PictureTool):
             raise ToolUnavailable(f"ocr: {reason}")
         from rapidocr import RapidOCR
 
-        logging.getLogger("RapidOCR").setLevel(logging.WARNING)
+        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
         return RapidOCR(
-            params={"EngineConfig.onnxruntime.intra_op_num_threads": 1, "Global.log_level": "warning"}
+            params={"EngineConfig.onnxruntime.intra_op_num_threads": 1, "Global.log_level": "error"}
         )  # fmt: skip
