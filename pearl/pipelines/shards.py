@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pearl.images import ImageError, header
 from pearl.parquet import TrajectoryWriter
 from pearl.pipelines.config import GenerateConfig, trajectory_id
@@ -80,6 +82,7 @@ class ShardMaker:
             **counts.as_json(),
         }
         write_json(self.directory.marker(number), marker)
+        pa.default_memory_pool().release_unused()
         return marker
 
     def probe(self, number: int, ordinals: Collection[int]) -> None:
