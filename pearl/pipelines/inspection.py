@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pearl.parquet import open_parquet, read_group, read_metadata, resolve
+from pearl.parquet import open_parquet, read_group, resolve
 from pearl.pipelines.run_directory import RunDirectory, read_json
 
-_LIGHT = ["skill", "source", "expert", "license", "answer", "choices", "steps.list.element.tool"]
+_LIGHT = ["skill", "source", "license", "steps.list.element.tool"]
 
 
 @dataclass
@@ -21,7 +21,6 @@ class Inspection:
     rows: int = 0
     bytes: int = 0
     image_bytes: int = 0
-    fingerprints: set[str] = field(default_factory=set)
     skills: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     licenses: Counter[str] = field(default_factory=Counter)
@@ -44,7 +43,6 @@ def inspect_data(data: str) -> Inspection:
         found.files += 1
         found.rows += file.metadata.num_rows
         found.bytes += path.stat().st_size
-        found.fingerprints.add(str((read_metadata(file.schema_arrow) or {}).get("fingerprint", "")))
         _count_image_bytes(file, found)
         for group in range(file.num_row_groups):
             for row in read_group(path, file, group, _LIGHT):

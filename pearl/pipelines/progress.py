@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.progress import Task as BarTask
-from rich.progress import TextColumn as Column
 from rich.text import Text
 
 
@@ -38,8 +37,8 @@ class Progress:
     def over(self, total: int) -> Iterator[None]:
         self.total = total
         columns = (
-            Column("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
-            Column("kept {task.fields[kept]} · rejected {task.fields[rejected]} · quarantined {task.fields[quarantined]}"),
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
+            TextColumn("kept {task.fields[kept]} · rejected {task.fields[rejected]} · quarantined {task.fields[quarantined]}"),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
         shown = self.console is not None and self.console.is_terminal

@@ -175,7 +175,7 @@ def ask_counting(view: View) -> Question | None:
         if matches is not None and len(matches) == wanted:
             plural = f"{value} objects" if attribute == "colour" else PLURALS[value]
             text = view.pick([f"How many {plural} are there?", f"How many {plural} does the picture show?"])
-            query = {"matches": matches, "plural": plural, "attribute": attribute}
+            query = {"matches": matches, "plural": plural}
             return Question("counting", text, ("1", "2", "3", "4"), str(wanted), query)
     return None
 

@@ -44,7 +44,6 @@ class Coco(Source):
         self.images = Path(options.images) if options.images else self.file.parent
         self.questions = Path(options.questions) if options.questions else None
         self.options = options
-        self.label = self.name
         self.licenses: Mapping[str, str] = {}
 
     def items(self) -> Iterator[Item]:
@@ -102,7 +101,7 @@ class Coco(Source):
             answer=record["answer"],
             regions=tuple(Region(label, tuple(box)) for label, box in record["regions"]),
             skill=record["skill"],
-            source=self.label,
+            source=self.name,
             license=self.licenses.get(record["image"], record["license"]),
             query=record["query"],
         )
