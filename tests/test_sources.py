@@ -16,6 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_masks
+from pycocotools.coco import COCO
+from pycocowriter import coco
 
 from pearl.errors import PearlError
 from pearl.images import decode, encode
@@ -155,7 +158,12 @@ def test_a_foreign_coco_file_gives_right_questions(tmp_path: Path) -> None:
     assert answers["counting"] >= {"1", "2"}
 
 
-def assert_right(sample: Sample, boxes: dict[str, list[list[float]]], crowd: set[str]) -> None:
+FOREIGN_NAMES = ("person", "bottle", "dining table", "toothbrush")
+
+
+def assert_right(
+    sample: Sample, boxes: dict[str, list[list[float]]], crowd: set[str], names: tuple[str, ...] = FOREIGN_NAMES
+) -> None:
     labels = Counter(region.label for region in sample.regions)
     assert labels == {name: len(found) for name, found in boxes.items() if found}
     for region in sample.regions:
@@ -164,7 +172,7 @@ def assert_right(sample: Sample, boxes: dict[str, list[list[float]]], crowd: set
             np.allclose(pixels, [x, y, min(x + w, 160), min(y + h, 120)], atol=1e-6)
             for x, y, w, h in boxes[region.label]
         )
-    asked = {name for name in ("person", "bottle", "dining table", "toothbrush") if name in sample.question}
+    asked = {name for name in names if name in sample.question}
     assert not asked & crowd
     if sample.skill == "counting":
         (name,) = asked
@@ -184,6 +192,50 @@ def assert_right(sample: Sample, boxes: dict[str, list[list[float]]], crowd: set
         else:
             assert (sample.skill, sample.answer) == ("depth", "")
     assert not sample.choices or sample.answer in (*sample.choices, "")
+
+
+def test_a_coco_file_that_other_libraries_wrote(tmp_path: Path) -> None:
+    """pycocowriter writes it, COCO's own pycocotools makes its RLE masks and reads it back as the oracle."""
+    names = {3: "bowl", 18: "cup", 61: "plate", 90: "spoon"}
+    shapes = [  # image, category, crowd, x, y, width, height
+        (139, 3, 0, 10, 12, 40, 30), (139, 18, 0, 90, 60, 44, 50), (139, 90, 1, 0, 100, 160, 20),
+        (285, 61, 0, 8, 8, 36, 36), (285, 61, 0, 70, 20, 30, 48), (285, 3, 0, 110, 70, 40, 40), (285, 18, 1, 0, 60, 90, 50),
+    ]  # fmt: skip
+    annotations = []
+    for number, (image, category, crowd, x, y, width, height) in enumerate(shapes):
+        mask = np.zeros((120, 160), np.uint8, order="F")
+        mask[y : y + height, x : x + width] = 1
+        packed = coco_masks.encode(mask)
+        packed["counts"] = packed["counts"].decode()
+        polygon = [[float(v) for v in (x, y, x + width, y, x + width, y + height, x, y + height)]]
+        box, shape = tuple(coco_masks.toBbox(packed)), packed if crowd or number % 2 else polygon
+        annotations.append(coco.COCOAnnotation(image, 900100 + 7 * number, category, box, 1.0, shape, crowd))
+    images = [coco.COCOImage(i, f"{i:012}.jpg", 160, 120, license=1) for i in (139, 285)]
+    licenses = [coco.COCOLicense("CC0-1.0", 1)]
+    categories = [coco.COCOCategory(name, key, "kitchen") for key, name in names.items()]
+    file = tmp_path / "instances.json"
+    coco.COCOData(coco.COCOInfo(2026), images, annotations, licenses, categories).to_json(str(file))
+    for number, image in enumerate(images):
+        picture(tmp_path / image.file_name, seed=number)
+
+    oracle = COCO(file)
+    boxes: dict[int, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    for annotation in oracle.loadAnns(oracle.getAnnIds(iscrowd=0)):
+        boxes[annotation["image_id"]][names[annotation["category_id"]]].append(annotation["bbox"])
+    crowds = {a["image_id"]: names[a["category_id"]] for a in oracle.loadAnns(oracle.getAnnIds(iscrowd=1))}
+    assert crowds == {139: "spoon", 285: "cup"}
+    skills = set()
+    for seed in range(8):
+        good, bad = samples(f"coco:{file}", seed=seed)
+        assert not bad
+        for key, sample in good.items():
+            number = int(key.partition("-")[0])
+            assert_right(sample, boxes[number], {crowds[number]}, tuple(names.values()))
+            skills.add(sample.skill)
+    assert skills >= {"counting", "existence", "spatial relation", "comparison"}
+    config = GenerateConfig((f"coco:{file}",), SourceOptions(), ("crop", "highlight"))
+    manifest = generate(config, tmp_path / "out", LOCAL, OutputPolicy())
+    assert (manifest["planned"], manifest["kept"], manifest["quarantined"]) == (7, 6, 0), "one asks for the depth tool"
 
 
 def test_coco_samples_carry_their_license_and_their_file(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m recipes.depth_nano.train --minutes 150 --out runs/depth_nano/model
 
-Resolution grows with progress (112, 168, 224 pixels), the learning rate follows a cosine, and an average of the
+Resolution grows with progress (168, then 224 pixels), the learning rate follows a cosine, and an average of the
 weights is what is saved. A run that was stopped continues from its last checkpoint.
 """
 
@@ -33,7 +33,7 @@ WARMUP_STEPS = 300
 EPS = 0.03
 HELD_OUT = 150
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STAGES = ((0.10, 112), (0.55, 168), (1.01, 224))
+STAGES = ((0.60, 168), (1.01, 224))
 
 
 def build_model() -> Any:
@@ -51,6 +51,7 @@ def build_model() -> Any:
             neck_hidden_sizes=[32, 48, 64, 96], fusion_hidden_size=32, head_hidden_size=16,
         )
     )  # fmt: skip
+    model.set_attn_implementation("eager")  # on a CPU 1.4 times as fast to train as SDPA at these sizes
     torch.nn.init.constant_(model.head.conv3.bias, 0.3)  # the output passes a ReLU: start where it has a gradient
     return model
 
@@ -153,7 +154,8 @@ def main() -> None:
         model.load_state_dict(type(model).from_pretrained(options.init, dtype=torch.float32).state_dict())
     average = build_model()
     average.load_state_dict(model.state_dict())
-    parallel = DistributedDataParallel(model, static_graph=True)  # some of the architecture is unused
+    compiled = torch.compile(model, dynamic=False)
+    parallel = DistributedDataParallel(compiled, static_graph=True)  # some of the architecture is unused
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     arrays = open_arrays(options.data)
     batches = Batches(arrays, rank)
