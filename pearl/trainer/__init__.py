@@ -1,0 +1,1 @@
+"""From trajectories to a trained vision-language model: conversation → views → packing → objectives → loop."""

@@ -1,0 +1,320 @@
+"""What differs between families of vision-language models: images, positions, masks, names of parts.
+
+Everything else goes through what transformers has in common. A family is found by the configuration's `model_type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pearl.errors import PearlError
+
+
+class FamilyError(PearlError, ValueError):
+    """A model that cannot be trained here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Visual:
+    """All images of a batch after the vision tower; N is the number of their merged visual tokens.
+
+    Attributes:
+        tokens: (N, H), image after image.
+        deep: Further (N, H) that are added after the first language layers (DeepStack, Qwen3-VL).
+    """
+
+    tokens: Tensor
+    deep: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What decides who sees whom; each (R, T), int.
+
+    Attributes:
+        branch: Which branch of its tree a token belongs to; 0 is the trunk, -1 padding.
+        prefix: How much of the trunk its branch sees.
+        order: Its place in its own view.
+        block: Which image a visual token belongs to, else -1; each occurrence of an image has its own number.
+    """
+
+    branch: Tensor
+    prefix: Tensor
+    order: Tensor
+    block: Tensor
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Who sees whom among R rows of T tokens, S of which stand before them in a cache.
+
+    Attributes:
+        allowed: (R, T, S + T) bool.
+        distance: (R, T, S + T) how far back a token is in the view's own order.
+        same_image: (R, T, S + T) bool, whether both are tokens of one image.
+    """
+
+    allowed: Tensor
+    distance: Tensor
+    same_image: Tensor
+
+    @classmethod
+    def among(cls, tokens: Tokens, cached: Tokens | None = None) -> Attention:
+        """A token sees itself and what is before it in its own branch and in the trunk that the branch grows from."""
+
+        def seen(name: str) -> Tensor:
+            own: Tensor = getattr(tokens, name)
+            return (own if cached is None else torch.cat([getattr(cached, name), own], dim=1))[:, None, :]
+
+        branch, prefix, order, block = (
+            t[:, :, None] for t in (tokens.branch, tokens.prefix, tokens.order, tokens.block)
+        )
+        distance = order - seen("order")
+        ancestor = (seen("branch") == 0) & (seen("order") < prefix) & (branch >= 0)
+        allowed = ((seen("branch") == branch) | ancestor) & (distance >= 0)
+        return cls(allowed, distance, (seen("block") == block) & (block >= 0))
+
+
+@dataclass(frozen=True)
+class Family:
+    """The base: one-dimensional positions, causal attention, images that concatenate.
+
+    Args:
+        image_options: For the image processor, such as limits on pixels.
+    """
+
+    image_options: Mapping[str, Any] = field(default_factory=dict)
+    vision_parts: ClassVar[tuple[str, ...]] = ("vision_tower",)
+    projector_parts: ClassVar[tuple[str, ...]] = ("multi_modal_projector",)
+    language_part: ClassVar[str] = "language_model"
+
+    def placeholder(self, processor: Any) -> str:
+        """What stands for an image in a rendered conversation."""
+        return str(processor.image_token)
+
+    def visual_token(self, processor: Any) -> str:
+        return str(processor.image_token)
+
+    def visual_token_id(self, processor: Any) -> int:
+        return int(processor.tokenizer.convert_tokens_to_ids(self.visual_token(processor)))
+
+    def preprocess(self, processor: Any, pixels: Tensor) -> Any:
+        """The image processor's output for one image, uint8 (3, height, width)."""
+        return processor.image_processor(images=[pixels], return_tensors="pt", **self.image_options)
+
+    def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The vision tower's input for these images."""
+        return {name: torch.cat([image[name] for image in images]) for name in images[0]}
+
+    def visual(self, core: nn.Module, inputs: Mapping[str, Tensor]) -> Visual:
+        output: Any = core.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
+        return Visual(_rows(output.pooler_output))
+
+    def positions(self, core_config: Any, visual: np.ndarray, images: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
+        """Positions (D, T) of a view, from where its visual tokens are (T,) and the images in their order."""
+        return np.arange(len(visual))[None]
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Rows and columns of an image's merged visual tokens, in row-major order.
+
+        Raises:
+            FamilyError: the tokens are no single grid, so boxes cannot be placed on them.
+        """
+        raise FamilyError(f"{type(self).__name__}: an image's visual tokens are no single grid; boxes cannot be placed")
+
+    def language(self, core: nn.Module) -> nn.Module:
+        return core.get_submodule(self.language_part)
+
+    def run(
+        self, core: nn.Module, embeds: Tensor, positions: Tensor, attention: Attention, visual: Visual, where: Tensor,
+        index: Tensor, cache: Any = None,
+    ) -> Tensor:  # fmt: skip
+        """Final-layer, post-norm states (R, T, H); a cache grows in place.
+
+        Args:
+            embeds: (R, T, H).
+            positions: (D, R, T).
+            where: (M,) flat indices of visual tokens in R × T, ascending; `index` (M,) says which of `visual` each is.
+            cache: Keys and values of what stands before these tokens; None: nothing is kept.
+        """
+        output: Any = self.language(core)(
+            inputs_embeds=embeds,
+            attention_mask=self.mask(core, attention, embeds.dtype),
+            position_ids=self.position_ids(positions),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            return_dict=True,
+            **self.deep_inputs(embeds, visual, where, index),
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        return positions[0]
+
+    def mask(self, core: nn.Module, attention: Attention, dtype: torch.dtype) -> Any:
+        return additive(attention.allowed, dtype)
+
+    def deep_inputs(self, embeds: Tensor, visual: Visual, where: Tensor, index: Tensor) -> dict[str, Any]:
+        return {}
+
+
+class QwenVL(Family):
+    """Qwen2.5-VL: images of any size as one grid, rotary positions of three dimensions."""
+
+    vision_parts = ("visual",)
+    projector_parts = ("visual.merger",)
+
+    def positions(self, core_config: Any, visual: np.ndarray, images: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
+        """As the model's own `get_rope_index`, for one view: an image's tokens share their time, and the text after
+        it goes on behind its longer side (Qwen2-VL, arXiv 2409.12191, section 2.1)."""
+        grids = [self.grid(core_config, image) for image in images]
+        pieces, text, start, token = list[np.ndarray](), 0, 0, 0
+        for height, width in grids:
+            first = token + int(np.argmax(visual[token:]))
+            text = first - token
+            pieces.append(np.tile(np.arange(start, start + text), (3, 1)))
+            start += text
+            rows, columns = np.divmod(np.arange(height * width), width)
+            pieces.append(start + np.stack([np.zeros_like(rows), rows, columns]))
+            start += max(height, width)
+            token = first + height * width
+        pieces.append(np.tile(np.arange(start, start + len(visual) - token), (3, 1)))
+        return np.concatenate(pieces, axis=1)
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+        merge = core_config.vision_config.spatial_merge_size
+        _, height, width = image["image_grid_thw"][0].tolist()
+        return height // merge, width // merge
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        return positions
+
+
+class Qwen3VL(QwenVL):
+    projector_parts = ("visual.merger", "visual.deepstack_merger_list")
+
+    def visual(self, core: nn.Module, inputs: Mapping[str, Tensor]) -> Visual:
+        output: Any = core.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
+        return Visual(_rows(output.pooler_output), tuple(_rows(layer) for layer in output.deepstack_features))
+
+    def deep_inputs(self, embeds: Tensor, visual: Visual, where: Tensor, index: Tensor) -> dict[str, Any]:
+        if not len(where):
+            return {}
+        mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        mask.view(-1)[where] = True
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[index] for layer in visual.deep]}
+
+
+class Idefics3(Family):
+    """Idefics3 and SmolVLM: an image is a number of tiles, padded to the largest of the batch."""
+
+    vision_parts = ("vision_model",)
+    projector_parts = ("connector",)
+    language_part = "text_model"
+
+    def preprocess(self, processor: Any, pixels: Tensor) -> Any:
+        return processor.image_processor(
+            images=[[pixels]], return_tensors="pt", return_row_col_info=True, **self.image_options
+        )
+
+    def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: _padded([image[name] for image in images]) for name in ("pixel_values", "pixel_attention_mask")}
+
+
+class LlavaOnevision(Family):
+    vision_parts = ("vision_tower",)
+    projector_parts = ("multi_modal_projector", "image_newline")
+
+    def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        sizes = torch.cat([image["image_sizes"] for image in images])
+        return {"pixel_values": _padded([image["pixel_values"] for image in images]), "image_sizes": sizes}
+
+
+class Llava(Family):
+    def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.cat([image["pixel_values"] for image in images])}
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+        height, width = image["pixel_values"].shape[-2:]
+        patch = core_config.vision_config.patch_size
+        return height // patch, width // patch
+
+
+class InternVL(Llava):
+    """One tile is a grid; an image of several tiles is none."""
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+        if len(image["pixel_values"]) > 1:
+            return Family.grid(self, core_config, image)
+        rows, columns = core_config.vision_config.image_size
+        step = core_config.vision_config.patch_size[0] / core_config.downsample_ratio
+        return int(rows / step), int(columns / step)
+
+
+class Gemma3(Family):
+    """Images see themselves in both directions; most layers look back through a sliding window only."""
+
+    def placeholder(self, processor: Any) -> str:
+        return str(processor.boi_token)
+
+    def visual_token(self, processor: Any) -> str:
+        return str(processor.image_token)
+
+    def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.cat([image["pixel_values"] for image in images])}
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+        side = round(core_config.mm_tokens_per_image**0.5)
+        return side, side
+
+    def mask(self, core: nn.Module, attention: Attention, dtype: torch.dtype) -> Any:
+        config: Any = core.config
+        window: int = config.text_config.sliding_window
+        near = attention.allowed & (attention.distance < window)
+        return {
+            "full_attention": additive(attention.allowed | attention.same_image, dtype),
+            "sliding_attention": additive(near | attention.same_image, dtype),
+        }
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "qwen2_5_vl": QwenVL,
+    "qwen3_vl": Qwen3VL,
+    "smolvlm": Idefics3,
+    "idefics3": Idefics3,
+    "llava": Llava,
+    "llava_onevision": LlavaOnevision,
+    "internvl": InternVL,
+    "gemma3": Gemma3,
+}
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, 1, T, S) for attention that adds it, eager or SDPA: 0 where allowed. Eager attention would add a bool."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """(N, H) of a list of (n, H), or of (images, n, H)."""
+    if isinstance(features, Tensor):
+        return features.reshape(-1, features.shape[-1])
+    return torch.cat([feature.reshape(-1, feature.shape[-1]) for feature in features])
+
+
+def _padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenates along the first dimension, the others padded with zeros to the largest."""
+    sizes = [max(sides) for sides in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [size - side for size, side in zip(sizes, tensor.shape[1:], strict=True)]
+        padded.append(F.pad(tensor, [amount for side in reversed(missing) for amount in (0, side)]))
+    return torch.cat(padded)

@@ -1,0 +1,1 @@
+"""One file an objective; `pearl.objectives` is the entry-point group for further ones."""

@@ -1,0 +1,110 @@
+"""What an objective is: which views of a trajectory it needs, and the loss terms on their states.
+
+The first half (`Objective`) is plain data and runs in data workers; the second (`Losses`) is a module with what the
+objective learns beside the model. An objective is one file with both; `pearl.objectives` is its entry-point group.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pearl.trainer.conversation import Conversation
+from pearl.trainer.packing import Batch, Example
+from pearl.trainer.views import ImageInputs, ViewEncoder
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """Settings of an objective; its fields are options of the command line.
+
+    Attributes:
+        special_tokens: What it adds to the vocabulary.
+        latent_token: The one of them at which latents stand.
+    """
+
+    name: ClassVar[str]
+    special_tokens: ClassVar[tuple[str, ...]] = ()
+    latent_token: ClassVar[str | None] = None
+
+    @abstractmethod
+    def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:
+        """The views that it needs of one trajectory; the first one is the trunk.
+
+        Raises:
+            ViewError: the trajectory cannot be used, and why.
+        """
+
+    @abstractmethod
+    def losses(self, hidden_size: int) -> Losses:
+        """The module that computes its terms."""
+
+
+class Losses(nn.Module, ABC):
+    """An objective's loss terms, and what it learns beside the model.
+
+    Attributes:
+        weights: Of each term in the loss.
+        predictors: Embeddings (K, H) of predictor tokens, where it has them.
+    """
+
+    weights: Mapping[str, float]
+    predictors: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("predictors", None)
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Over how many tokens or trajectories each term is a mean."""
+
+    @abstractmethod
+    def forward(self, states: States) -> dict[str, Tensor]:
+        """The sum of each term over what `counts` counts."""
+
+
+@dataclass(frozen=True)
+class States:
+    """The model's final-layer, post-norm states of a batch, and its two embeddings.
+
+    Attributes:
+        main: (R·T, H) of the rows that are learned from.
+        after: (R·T', H) of the target views, without gradients; empty when there are none.
+        latents: (L, H) what was fed at the latent tokens of `main`.
+        embed: Input embeddings (…, H) of ids.
+        head: Logits (…, vocabulary) of states.
+        frozen_head: The same, without gradients to the head.
+    """
+
+    batch: Batch
+    main: Tensor
+    after: Tensor
+    latents: Tensor
+    embed: nn.Module
+    head: nn.Module
+
+    def of(self, view: str, tokens: Tensor) -> Tensor:
+        """States (N, H) of a learned view's tokens (N,)."""
+        return self.main[self.batch.places[view].at[tokens]]
+
+    def target(self, view: str, tokens: Tensor) -> Tensor:
+        """States (N, H) of a target view's tokens (N,); they have no gradients."""
+        return self.after[self.batch.places[view].at[tokens]].detach()
+
+    def frozen_head(self, states: Tensor) -> Tensor:
+        frozen = {name: tensor.detach() for name, tensor in self.head.named_parameters()}
+        logits: Tensor = torch.func.functional_call(self.head, frozen, (states,))
+        return logits
+
+    def next_token(self, view: str) -> Tensor:
+        """The summed cross-entropy of a view's supervised tokens."""
+        places = self.batch.places[view]
+        logits = self.head(self.of(view, places.supervised - 1))
+        return F.cross_entropy(logits.float(), places.ids[places.supervised], reduction="sum")
