@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pearl.errors import PearlError
+from pearl.records import Box
 
 
 class FamilyError(PearlError, ValueError):
@@ -95,6 +96,14 @@ class Family:
     projector_parts: ClassVar[tuple[str, ...]] = ("multi_modal_projector",)
     language_part: ClassVar[str] = "language_model"
 
+    def check_options(self) -> None:
+        """
+        Raises:
+            FamilyError: the image processor has no such limits.
+        """
+        if self.image_options:
+            raise FamilyError(f"{type(self).__name__}: this family's images have one size; it takes no pixel limits")
+
     def placeholder(self, processor: Any) -> str:
         """What stands for an image in a rendered conversation."""
         return str(processor.image_token)
@@ -128,6 +137,10 @@ class Family:
             FamilyError: the tokens are no single grid, so boxes cannot be placed on them.
         """
         raise FamilyError(f"{type(self).__name__}: an image's visual tokens are no single grid; boxes cannot be placed")
+
+    def shown(self, processor: Any, height: int, width: int) -> Box:
+        """The part of an image of this size that its visual tokens show."""
+        return 0.0, 0.0, 1.0, 1.0
 
     def language(self, core: nn.Module) -> nn.Module:
         return core.get_submodule(self.language_part)
@@ -171,6 +184,9 @@ class QwenVL(Family):
 
     vision_parts = ("visual",)
     projector_parts = ("visual.merger",)
+
+    def check_options(self) -> None:
+        pass
 
     def positions(self, core_config: Any, visual: np.ndarray, images: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
         """As the model's own `get_rope_index`, for one view: an image's tokens share their time, and the text after
@@ -246,6 +262,17 @@ class Llava(Family):
         height, width = image["pixel_values"].shape[-2:]
         patch = core_config.vision_config.patch_size
         return height // patch, width // patch
+
+    def shown(self, processor: Any, height: int, width: int) -> Box:
+        """CLIP's image processor resizes the shorter side, then cuts a square out of the middle."""
+        settings = processor.image_processor
+        if not settings.do_center_crop:
+            return super().shown(processor, height, width)
+        scale = (settings.size["shortest_edge"] or 0) / min(height, width)
+        tall = round(height * scale) if scale else settings.size["height"]
+        wide = round(width * scale) if scale else settings.size["width"]
+        x, y = (1 - settings.crop_size["width"] / wide) / 2, (1 - settings.crop_size["height"] / tall) / 2
+        return x, y, 1 - x, 1 - y
 
 
 class InternVL(Llava):

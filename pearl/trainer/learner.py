@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pearl.trainer.families import Attention, Family, Visual
+from pearl.errors import PearlError
+from pearl.trainer.families import Attention, Family, Tokens, Visual
 from pearl.trainer.objectives.base import Losses, States
 from pearl.trainer.packing import Batch, Rows
 
@@ -35,11 +38,19 @@ class Learner(nn.Module):
         return terms
 
     def states(self, batch: Batch) -> States:
+        """
+        Raises:
+            PearlError: a cache is needed, and gradient checkpointing would drop it.
+        """
         core = self.base.model
         visual = self.family.visual(core, batch.images)
-        cache = self._empty_cache() if batch.reuse and batch.after is not None else None
         embeds, latents = self._embeds(batch.main, visual)
-        main = self._run(batch.main, embeds, visual, Attention.among(batch.main.tokens), cache)
+        cache = self._empty_cache("target views behind the trunk") if batch.reuse and batch.after is not None else None
+        if self.losses.recurrent and len(batch.main.latent_at):
+            main = self._recurrent(batch.main, embeds, visual)
+            latents = main[batch.main.latent_at - 1]
+        else:
+            main = self._run(batch.main, embeds, visual, Attention.among(batch.main.tokens), cache)
         after = main.new_empty(0)
         if batch.after is not None:
             with torch.no_grad():
@@ -55,6 +66,32 @@ class Learner(nn.Module):
         )
         return states.flatten(0, 1)
 
+    def _recurrent(self, rows: Rows, embeds: Tensor, visual: Visual) -> Tensor:
+        """States (R·T, H) where each latent token of a trunk is fed with the state before it.
+
+        Rows are run in pieces, each on the cache of those before it, cut before every latent token: together one
+        forward of all tokens, in as many parts as the row with the most latents has, plus one. It is exact, and so
+        are the gradients: they flow back through the latents and the cache, as in Coconut (arXiv 2412.06769).
+        """
+        cache = self._empty_cache("latents that the model makes itself")
+        flat, row = embeds.flatten(0, 1), torch.arange(len(embeds), device=embeds.device)
+        states, order = list[Tensor](), list[Tensor]()
+        before: Tensor | None = None
+        seen: Tokens | None = None
+        for piece in _pieces(rows):
+            fed = flat[piece.at]
+            if before is not None:
+                fed = torch.cat([before[:, None].to(fed.dtype), fed[:, 1:]], dim=1)
+            attention = Attention.among(piece.tokens, seen)
+            made = self.family.run(
+                self.base.model, fed, piece.positions, attention, visual, piece.visual_at, piece.visual_of, cache
+            )
+            before = made[row, piece.inside.sum(1) - 1]
+            states.append(made[piece.inside])
+            order.append(piece.at[piece.inside])
+            seen = piece.tokens if seen is None else _beside(seen, piece.tokens)
+        return torch.cat(states)[torch.cat(order).argsort()]
+
     def _embeds(self, rows: Rows, visual: Visual) -> tuple[Tensor, Tensor]:
         """What is fed (R, T, H): words, visual tokens, predictor tokens, latents; and the latents alone (L, H)."""
         embeds: Tensor = self.base.get_input_embeddings()(rows.ids)
@@ -62,15 +99,66 @@ class Learner(nn.Module):
         flat = flat.index_copy(0, rows.visual_at, visual.tokens[rows.visual_of].to(flat.dtype))
         if self.losses.predictors is not None and len(rows.predictor_at):
             flat = flat.index_copy(0, rows.predictor_at, self.losses.predictors[rows.predictor_of].to(flat.dtype))
-        latents = flat.new_zeros(len(rows.latent_at), flat.shape[-1])
-        if len(rows.latent_at):
-            latents = latents.index_reduce(
-                0, rows.latent_group, visual.tokens[rows.latent_source].to(flat.dtype), "mean", include_self=False
-            )
+        latents = self._latents(rows, visual).to(flat.dtype)
+        if len(latents):
             flat = flat.index_copy(0, rows.latent_at, latents)
         return flat.view_as(embeds), latents
 
-    def _empty_cache(self) -> Any:
+    def _latents(self, rows: Rows, visual: Visual) -> Tensor:
+        """The mean of each latent token's visual tokens, (L, H) in fp32; zeros where it has none."""
+        sums = visual.tokens.new_zeros(len(rows.latent_at), visual.tokens.shape[-1], dtype=torch.float32)
+        sums = sums.index_add(0, rows.latent_group, visual.tokens[rows.latent_source].float())
+        return sums / torch.bincount(rows.latent_group, minlength=len(sums)).clamp(min=1)[:, None]
+
+    def _empty_cache(self, purpose: str) -> Any:
         from transformers import DynamicCache
 
+        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.base.modules()):
+            raise PearlError(f"gradient checkpointing keeps no keys and values, which {purpose} need; turn it off")
         return DynamicCache()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """W tokens of each of R rows, fewer where `inside` is not set: the rest is padding.
+
+    Attributes:
+        at: (R, W) flat indices into the rows that it is a piece of.
+        inside: (R, W).
+        positions: (D, R, W).
+        visual_at, visual_of: As in `Rows`.
+    """
+
+    at: Tensor
+    inside: Tensor
+    tokens: Tokens
+    positions: Tensor
+    visual_at: Tensor
+    visual_of: Tensor
+
+
+def _pieces(rows: Rows) -> Iterator[_Piece]:
+    """The rows, cut before each latent token. A row with fewer latents than another is all padding in the end."""
+    count, length = rows.ids.shape
+    device = rows.ids.device
+    latent = torch.zeros(count * length, dtype=torch.int64, device=device)
+    latent[rows.latent_at] = 1
+    visual = torch.full((count * length,), -1, device=device)
+    visual[rows.visual_at] = rows.visual_of
+    number = latent.view(count, length).cumsum(1)
+    widths = torch.stack([(number == piece).sum(1) for piece in range(int(number.max()) + 1)])
+    start = torch.arange(count, device=device) * length
+    for width, longest in zip(widths, widths.max(1).values.tolist(), strict=True):
+        along = torch.arange(longest, device=device)
+        inside = along < width[:, None]
+        at = (start[:, None] + along).clamp(max=count * length - 1)
+        of = visual[at].masked_fill(~inside, -1).flatten()
+        visual_at = (of >= 0).nonzero()[:, 0]
+        tokens = Tokens(*(getattr(rows.tokens, field.name).flatten()[at] for field in fields(Tokens)))
+        tokens.branch.masked_fill_(~inside, -1)
+        yield _Piece(at, inside, tokens, rows.positions.flatten(1)[:, at], visual_at, of[visual_at])
+        start = start + width
+
+
+def _beside(before: Tokens, after: Tokens) -> Tokens:
+    return Tokens(*(torch.cat([getattr(t, field.name) for t in (before, after)], dim=1) for field in fields(Tokens)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pearl.errors import PearlError
 from pearl.images import decode
-from pearl.records import EncodedImage
+from pearl.records import Box, EncodedImage
 from pearl.trainer.conversation import ImagePart, Turn
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ class ImageInputs:
         tensors: The image processor's output for this image alone.
         text: What replaces its placeholder in the rendered conversation.
         num_tokens: How many merged visual tokens it has.
+        shown: The part of the image that they show: some image processors cut off the borders.
     """
 
     tensors: dict[str, Tensor]
     text: str
     num_tokens: int
+    shown: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class Latent:
 
     Attributes:
         image: Index into the conversation's distinct images.
-        groups: For each latent token, indices into that image's merged visual tokens.
+        groups: For each latent token, indices into that image's merged visual tokens; none of them where the model
+            makes its latents itself.
     """
 
     image: int
@@ -97,18 +100,21 @@ class ViewEncoder:
     Args:
         processor: Of transformers; its tokenizer must be a fast one and it must have a chat template.
         latent_token: The token that marks latents, where the objective has them.
+        core_config: The model's configuration, where the objective places boxes on images.
 
     Raises:
         ViewError: the processor lacks what is needed.
     """
 
-    def __init__(self, processor: Any, family: Family, latent_token: str | None = None) -> None:
+    def __init__(
+        self, processor: Any, family: Family, latent_token: str | None = None, core_config: Any = None
+    ) -> None:
         tokenizer = getattr(processor, "tokenizer", None)
         if tokenizer is None or not getattr(tokenizer, "is_fast", False):
             raise ViewError(f"{type(processor).__name__} has no fast tokenizer, whose offsets make the labels")
         if not getattr(processor, "chat_template", None) and not getattr(tokenizer, "chat_template", None):
             raise ViewError(f"{type(processor).__name__} has no chat template; put a chat_template.jinja beside it")
-        self.processor, self.tokenizer, self.family = processor, tokenizer, family
+        self.processor, self.tokenizer, self.family, self.core_config = processor, tokenizer, family, core_config
         self.special = frozenset(tokenizer.all_special_ids) | frozenset(
             key for key, token in tokenizer.added_tokens_decoder.items() if token.special
         )
@@ -125,7 +131,16 @@ class ViewEncoder:
         inputs = self.family.preprocess(self.processor, pixels)
         text = self.processor.replace_image_token(inputs, 0)
         count = text.count(self.family.visual_token(self.processor))
-        return ImageInputs({k: v for k, v in inputs.items() if isinstance(v, Tensor)}, text, count)
+        shown = self.family.shown(self.processor, *pixels.shape[1:])
+        return ImageInputs({k: v for k, v in inputs.items() if isinstance(v, Tensor)}, text, count, shown)
+
+    def grid(self, image: ImageInputs) -> tuple[int, int]:
+        """Rows and columns of an image's merged visual tokens.
+
+        Raises:
+            FamilyError: they are no single grid, so boxes cannot be placed on them.
+        """
+        return self.family.grid(self.core_config, image.tensors)
 
     def view(
         self,

@@ -52,10 +52,15 @@ class Losses(nn.Module, ABC):
     Attributes:
         weights: Of each term in the loss.
         predictors: Embeddings (K, H) of predictor tokens, where it has them.
+        recurrent: Whether each latent token is fed with the state before it, not with an image's visual tokens.
+        watched: Of the last forward, the embeddings (N, H) that are to meet, predicted and target, if any: what is
+            watched for collapse.
     """
 
     weights: Mapping[str, float]
     predictors: nn.Parameter | None
+    recurrent: bool = False
+    watched: tuple[Tensor, Tensor] | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -109,7 +109,7 @@ class PearlLosses(Losses):
     def forward(self, states: States) -> dict[str, Tensor]:
         terms = {"vlm": states.next_token("full")}
         if self.settings.jepa:
-            predicted, target = self.embeddings(states)
+            predicted, target = self.watched = self.embeddings(states)
             terms["jepa"] = distance(predicted.float(), target.float(), self.settings.jepa_distance).sum()
         if self.settings.nextlat:
             terms |= self._nextlat(states)

@@ -1,0 +1,145 @@
+"""The settings of a training run: one frozen value, written beside every checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pearl.errors import PearlError
+
+Tune = Literal["auto", "full", "lora"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+class ConfigError(PearlError, ValueError):
+    """Settings that cannot be used; the message names them."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings.
+
+    Attributes:
+        data: Trajectories: a Parquet file, a folder, a glob or a Hub dataset id.
+        out: The run's folder: checkpoints, logs, and in the end `model/`.
+        model: A folder or Hub id of transformers; None: vlm-nano, which ships with the package.
+        objective: Its name; `objective_options` are its fields.
+        template: A shipped conversation template's name, or a JSON file.
+        tune: All weights, or LoRA adapters on all linear layers; "auto": all below 100 million parameters.
+        freeze: Parts that are not trained: vision, projector, language.
+        lora_rank, lora_alpha, lora_dropout: Of the adapters.
+        batch_size: Trajectories a process and forward.
+        accumulation: Forwards an update.
+        epochs, max_steps: How long; `max_steps` counts where it is set.
+        learning_rate, warmup, weight_decay, max_grad_norm: AdamW with a cosine; warm-up is a share of all steps.
+        precision: "auto": bf16 on a GPU, fp32 on a CPU.
+        gradient_checkpointing: Less memory for more time.
+        eval_data: Trajectories to evaluate on; else `eval_fraction` of the images is held out.
+        eval_steps, save_steps, log_steps: How often; 0: evaluation and saving at the end only.
+        keep_checkpoints: How many of the last.
+        min_pixels, max_pixels: Limits of an image's size, where the model's image processor has them.
+        max_tokens: Longer trajectories are left out and named.
+        attention: transformers' implementation; a tree's mask needs one that takes masks.
+        tree: Views share rows; False: each has its own, as for families where a tree cannot be laid.
+        data_workers: Processes that decode and tokenize; 0: the training process itself.
+        seed: Decides everything that is random.
+        resume: Go on from the last checkpoint in `out`.
+        trust_remote_code, allow_pickle: For models that need them.
+        push_to_hub: The Hub id under which `model/` is published, privately.
+    """
+
+    data: str
+    out: str = "runs/pearl"
+    model: str | None = None
+    objective: str = "pearl"
+    objective_options: Mapping[str, Any] = field(default_factory=dict)
+    template: str = "pearl"
+    tune: Tune = "auto"
+    freeze: tuple[str, ...] = ()
+    lora_rank: int = 64
+    lora_alpha: int = 128
+    lora_dropout: float = 0.1
+    batch_size: int = 4
+    accumulation: int = 1
+    epochs: float = 1.0
+    max_steps: int | None = None
+    learning_rate: float = 1e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    eval_data: str | None = None
+    eval_fraction: float = 0.05
+    eval_steps: int = 0
+    save_steps: int = 200
+    log_steps: int = 1
+    keep_checkpoints: int = 2
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_tokens: int | None = None
+    attention: str = "sdpa"
+    tree: bool = True
+    data_workers: int = 0
+    seed: int = 0
+    resume: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    push_to_hub: str | None = None
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "accumulation", "epochs", "learning_rate", "lora_rank", "log_steps")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.eval_fraction < 1:
+            raise ConfigError(f"eval_fraction must be at least 0 and below 1, not {self.eval_fraction}")
+        if unknown := set(self.freeze) - {"vision", "projector", "language"}:
+            raise ConfigError(f"freeze has {', '.join(sorted(unknown))}; the parts are vision, projector, language")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "freeze": list(self.freeze), "objective_options": dict(self.objective_options)}
+
+
+FREE_TO_CHANGE = frozenset({"out", "resume", "data_workers", "keep_checkpoints", "push_to_hub", "log_steps"})
+"""What a resumed run may have otherwise than the run that it continues: the weights do not depend on it."""
+
+
+def load_config(path: Path, **changes: Any) -> TrainConfig:
+    """Settings of a JSON file, changed by what is given.
+
+    Raises:
+        ConfigError: no JSON object, or a setting is unknown, missing or wrong.
+    """
+    try:
+        settings: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as settings: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} is not a JSON object of settings")
+    return make_config({**settings, **changes}, str(path))
+
+
+def make_config(settings: Mapping[str, Any], where: str) -> TrainConfig:
+    """
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    known = {field.name for field in fields(TrainConfig)}
+    if unknown := settings.keys() - known:
+        raise ConfigError(f"{where}: unknown settings {', '.join(sorted(unknown))}")
+    values = {**settings, "freeze": tuple(settings.get("freeze", ()))}
+    try:
+        return TrainConfig(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def differences(config: TrainConfig, other: Mapping[str, Any]) -> list[str]:
+    """The settings that a resumed run may not have changed but has, as `name: before → now`."""
+    mine = json.loads(json.dumps(config.to_json()))
+    names = sorted((mine.keys() | other.keys()) - FREE_TO_CHANGE)
+    return [f"{n}: {other.get(n)} → {mine.get(n)}" for n in names if mine.get(n) != other.get(n)]

@@ -1,0 +1,187 @@
+"""Trajectories for training: any row at once, from files larger than memory, in an order that the seed decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from pearl.errors import PearlError
+from pearl.images import ImageError
+from pearl.parquet import DataError, from_row, open_parquet, resolve, schema
+from pearl.records import Trajectory
+from pearl.trainer.conversation import Conversation, Template
+from pearl.trainer.families import FamilyError
+from pearl.trainer.objectives.base import Objective
+from pearl.trainer.packing import Example
+from pearl.trainer.views import ViewEncoder, ViewError
+
+MAX_REFUSED_IN_A_ROW = 100
+
+
+class TooLong(PearlError, ValueError):
+    """A trajectory with more tokens than the limit; it is left out whole, never cut."""
+
+
+class Table:
+    """All rows of trajectory files, mapped into memory: a copy in Arrow's own format gives any row at once, which
+    Parquet's row groups do not.
+
+    Args:
+        data: A file, a folder, a glob or a Hub dataset id.
+        cache: Where the copy lies; it is used again while the files are the same.
+
+    Raises:
+        DataError: there are no trajectories, or a file is none of this schema version.
+    """
+
+    def __init__(self, data: str | Path, cache: Path) -> None:
+        files = resolve(data)
+        readers = [open_parquet(file) for file in files]
+        if not sum(reader.metadata.num_rows for reader in readers):
+            raise DataError(f"{data} holds no trajectory")
+        states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        self.fingerprint = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
+        self.path = cache / f"{self.fingerprint}.arrow"
+        if not self.path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = self.path.with_suffix(".partial")
+            with pa.ipc.new_file(partial, schema()) as writer:
+                for file, reader in zip(files, readers, strict=True):
+                    try:
+                        for group in range(reader.num_row_groups):
+                            writer.write_table(reader.read_row_group(group).replace_schema_metadata(schema().metadata))
+                    except (pa.ArrowException, OSError) as error:
+                        raise DataError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+            partial.replace(self.path)
+        self._table: pa.Table | None = None
+
+    @property
+    def table(self) -> pa.Table:
+        """Opened where it is first used: a data worker maps the file itself."""
+        if self._table is None:
+            self._table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        return self._table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, row: int) -> Trajectory:
+        return from_row(self.table.slice(row, 1).to_pylist()[0])
+
+    def num_steps(self) -> list[int]:
+        """Of each row; how long a row will be, roughly."""
+        lengths: list[int] = pc.list_value_length(self.table["steps"]).to_pylist()
+        return lengths
+
+    def held_out(self, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+        """Rows to train on and rows to evaluate on; no image stands in both, whatever the rows' order."""
+        train, held = list[int](), list[int]()
+        for row, image in enumerate(self.table["image"]):
+            digest = hashlib.blake2b(image["bytes"].as_buffer() or b"", key=str(seed).encode(), digest_size=8).digest()
+            (held if int.from_bytes(digest, "big") < fraction * 2**64 else train).append(row)
+        return train, held
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A trajectory that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a data worker gives: an example, and whom it stands in for."""
+
+    example: Example
+    refused: tuple[Refused, ...] = ()
+
+
+class Examples(Dataset[Drawn]):
+    """Rows as examples of an objective. In place of one that cannot be used comes the next; both are told.
+
+    Args:
+        rows: Of the table.
+        max_tokens: The longest view that is taken; None: any.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        rows: Sequence[int],
+        objective: Objective,
+        encoder: ViewEncoder,
+        template: Template,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.table, self.rows = table, rows
+        self.objective, self.encoder, self.template, self.max_tokens = objective, encoder, template, max_tokens
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Drawn:
+        refused: list[Refused] = []
+        for offset in range(min(MAX_REFUSED_IN_A_ROW, len(self.rows))):
+            row = self.rows[(index + offset) % len(self.rows)]
+            try:
+                return Drawn(self.example(self.table[row]), tuple(refused))
+            except (ImageError, ViewError, FamilyError, TooLong, DataError) as error:
+                name = self.table.table["id"][row].as_py()
+                refused.append(Refused(str(name), f"row {row}: {error}"))
+        last = refused[-1]
+        raise DataError(f"{len(refused)} trajectories in a row cannot be used; the last: {last.id}, {last.reason}")
+
+    def example(self, trajectory: Trajectory) -> Example:
+        """
+        Raises:
+            ImageError, ViewError, TooLong: it cannot be used.
+        """
+        conversation = Conversation(trajectory, self.template)
+        images = []
+        for number, image in enumerate(conversation.images):
+            try:
+                images.append(self.encoder.image(image))
+            except ImageError as error:
+                raise ImageError(f"image {number}: {error}") from error
+        example = self.objective.example(conversation, images, self.encoder)
+        if self.max_tokens is not None and len(example) > self.max_tokens:
+            raise TooLong(f"{len(example)} tokens, more than --max-tokens {self.max_tokens}")
+        return replace(example, id=trajectory.id)
+
+
+class GroupedOrder(Sampler[int]):
+    """A random order in which neighbours are about as long, so that little is padded; seed and epoch decide it.
+
+    Args:
+        lengths: Of each row, in any unit.
+        batch_size: How many rows are padded together, over all processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from LengthGroupedSampler(self.batch_size, lengths=list(self.lengths), generator=generator)

@@ -1,0 +1,65 @@
+"""The trained model as others load it: merged safetensors, the processor, a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pearl import __version__
+from pearl.trainer.models import merged
+
+if TYPE_CHECKING:
+    from pearl.trainer.train import Prepared
+
+
+def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> None:
+    """Leaves a plain checkpoint of the base architecture; the folder appears whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model = merged(prepared.learner.vlm)
+    model.to(prepared.loaded.stored_dtype).save_pretrained(partial)
+    prepared.loaded.processor.save_pretrained(partial)
+    (partial / "README.md").write_text(card(prepared, figures), encoding="utf-8")
+    (partial / "training_config.json").write_text(
+        json.dumps({"version": __version__, "settings": prepared.config.to_json()}, indent=2), encoding="utf-8"
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def card(prepared: Prepared, figures: dict[str, float]) -> str:
+    """A model card with the resolved settings."""
+    config = prepared.config
+    base = config.model or "vlm-nano"
+    hub = f"base_model: {base}\n" if config.model and not Path(config.model).exists() else ""
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(figures.items()) if name != "epoch")
+    measured = f"## Measured on what was held out\n\n| | |\n|---|---|\n{rows}\n\n" if figures else ""
+    settings = json.dumps(config.to_json(), indent=2)
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+{hub}tags:
+- pearl
+- {config.objective}
+---
+
+# {Path(config.out).name}
+
+`{base}`, trained with the objective `{config.objective}` of [Pearl](https://arxiv.org/abs/2604.08065) \
+({__version__} of `pearl-vlm`). A plain checkpoint: no tools and nothing of Pearl is needed to use it.
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("PATH")
+processor = AutoProcessor.from_pretrained("PATH")
+```
+
+{measured}## Settings
+
+```json
+{settings}
+```
+"""

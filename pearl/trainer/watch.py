@@ -1,0 +1,65 @@
+"""Do embeddings collapse? How many dimensions they use, how far apart they are, whether each finds its own target."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def effective_rank(embeddings: Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007) of (N, H), centred: 1 to N − 1."""
+    values = torch.linalg.svdvals((embeddings - embeddings.mean(0)).double())
+    shares = values / values.sum().clamp(min=1e-12)
+    return float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum()))
+
+
+def spread(embeddings: Tensor) -> float:
+    """The mean cosine distance of two of the embeddings (N, H): 0 when all are the same."""
+    unit = F.normalize(embeddings.double(), dim=-1)
+    count = len(unit)
+    return float((count**2 - (unit @ unit.T).sum()) / max(count * (count - 1), 1))
+
+
+def retrieval(predicted: Tensor, target: Tensor) -> float:
+    """How often the target nearest in cosine to a prediction is its own, among these N; chance is 1 / N."""
+    nearest = (F.normalize(predicted, dim=-1) @ F.normalize(target, dim=-1).T).argmax(1)
+    return float((nearest == torch.arange(len(nearest))).double().mean())
+
+
+class CollapseWatch:
+    """Measures over the last `window` pairs of predicted and target embeddings; small batches alone say little.
+
+    Args:
+        limit: Below this spread of the targets or predictions there is a warning.
+    """
+
+    def __init__(self, window: int = 64, limit: float = 1e-3) -> None:
+        self.limit = limit
+        self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
+
+    def add(self, predicted: Tensor, target: Tensor) -> None:
+        """(N, H) each."""
+        self._pairs.extend(zip(predicted.detach().float().cpu(), target.detach().float().cpu(), strict=True))
+
+    def figures(self) -> dict[str, float]:
+        if len(self._pairs) < 8:
+            return {}
+        predicted, target = (torch.stack(list(side)) for side in zip(*self._pairs, strict=True))
+        return {
+            "predicted_rank": effective_rank(predicted),
+            "target_rank": effective_rank(target),
+            "predicted_spread": spread(predicted),
+            "target_spread": spread(target),
+            "retrieval": retrieval(predicted, target),
+            "retrieval_chance": 1 / len(predicted),
+        }
+
+    def warning(self, figures: dict[str, float]) -> str | None:
+        """What to tell the user, if the embeddings are all but the same."""
+        flat = [side for side in ("predicted", "target") if figures.get(f"{side}_spread", 1.0) < self.limit]
+        if not flat:
+            return None
+        return f"the {' and '.join(flat)} embeddings are nearly all the same: they have collapsed, or not yet parted"
