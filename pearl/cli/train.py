@@ -136,7 +136,7 @@ def train(
 
     pearl-train --data traj.parquet --model Qwen/Qwen2.5-VL-3B-Instruct --objective sft --num-workers 4 --use-gpu
     """
-    given = {name: value for name, value in locals().items() if value not in (None, False)}
+    given = {name: value for name, value in locals().items() if value is not None and value is not False}
     if version:
         console.print(f"pearl-train {__version__}")
         return
@@ -146,9 +146,12 @@ def train(
             _show_dry_run(settings)
         else:
             _train(settings, num_workers, use_gpu, address)
-    except PearlError as error:
+    except (PearlError, OSError) as error:
         errors.print(f"error: {error}")
         raise typer.Exit(1) from error
+    except KeyboardInterrupt as stop:
+        errors.print("stopped; --resume goes on from the last checkpoint")
+        raise typer.Exit(130) from stop
 
 
 def _settings(given: dict[str, Any]) -> TrainConfig:
@@ -188,10 +191,7 @@ def _show_dry_run(config: TrainConfig) -> None:
     from pearl.trainer.train import dry_run
 
     found = dry_run(config)
-    table = Table("part", "trained", "all", title="Parameters")
-    for part, trained, everything in found.parts:
-        table.add_row(part, f"{trained:,}", f"{everything:,}")
-    console.print(table)
+    console.print(found.trained)
     console.print(f"{found.trajectories} trajectories, {found.held_out} held out; {found.updates} updates")
     console.print(f"weights, gradients and optimizer: {found.gigabytes:.2f} GB a process, activations on top")
     views = ", ".join(f"{name} {tokens}" for name, tokens in found.tokens.items())
@@ -208,6 +208,8 @@ def _train(config: TrainConfig, num_workers: int | None, use_gpu: bool, address:
         from pearl.trainer.cluster import train_on_ray
 
         report = train_on_ray(config, num_workers, use_gpu, address)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of torchrun's processes one speaks
     terms = [name for name in report.last if name.startswith("loss")]
     table = Table("", "first step", "last step")
     for name in sorted(terms):
@@ -217,9 +219,10 @@ def _train(config: TrainConfig, num_workers: int | None, use_gpu: bool, address:
         if name in ("eval_loss", "eval_answer_accuracy", "eval_answer_chance"):
             console.print(f"{name.removeprefix('eval_').replace('_', ' ')} on what was held out: {value:.3f}")
     if report.refused:
-        console.print(f"{report.refused} trajectories were left out: see {config.out}/refused.jsonl")
+        left = "1 trajectory was" if report.refused == 1 else f"{report.refused} trajectories were"
+        console.print(f"{left} left out: see {config.out}/refused.jsonl")
     console.print(f"{report.steps} updates; the model: {report.model}")
-    console.print(f"curves: tensorboard --logdir {config.out}")
+    console.print(f"curves: tensorboard --logdir {config.out}/tensorboard")
 
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -228,3 +231,7 @@ app.command()(train)
 
 def main() -> None:
     app(prog_name="pearl-train")
+
+
+if __name__ == "__main__":
+    main()

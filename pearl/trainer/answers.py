@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from pearl.images import ImageError
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template
 from pearl.trainer.learner import Learner
 from pearl.trainer.packing import Example, Packer
-from pearl.trainer.views import ViewEncoder
+from pearl.trainer.views import ViewEncoder, ViewError
 
 
 @torch.no_grad()
@@ -23,25 +24,31 @@ def answer_accuracy(
 
     The options are branches of one tree behind the question: one forward a question.
     """
-    asked = [t for t in trajectories if t.answer in t.choices and len(t.choices) > 1]
-    if not asked:
-        return {}
     device = next(learner.parameters()).device
     was_training = learner.training
     learner.eval()
-    right = 0
-    for trajectory in asked:
-        places = packer([_options(trajectory, encoder, template)]).to(device)
-        states = learner.states(places)
+    right, chance = list[bool](), list[float]()
+    for trajectory in trajectories:
+        if trajectory.answer not in trajectory.choices or len(trajectory.choices) < 2:
+            continue
+        try:
+            options = _options(trajectory, encoder, template)
+        except (ImageError, ViewError):
+            continue
+        batch = packer([options]).to(device)
+        states = learner.states(batch)
         scores = []
         for number in range(len(trajectory.choices)):
-            place = places.places[str(number)]
+            place = batch.places[str(number)]
             logits = states.head(states.of(str(number), place.supervised - 1)).float()
             scores.append(-F.cross_entropy(logits, place.ids[place.supervised], reduction="sum").item())
-        right += trajectory.choices[scores.index(max(scores))] == trajectory.answer
+        right.append(trajectory.choices[scores.index(max(scores))] == trajectory.answer)
+        chance.append(1 / len(trajectory.choices))
     learner.train(was_training)
-    chance = sum(1 / len(trajectory.choices) for trajectory in asked) / len(asked)
-    return {"answer_accuracy": right / len(asked), "answer_chance": chance, "answers": float(len(asked))}
+    if not right:
+        return {}
+    asked = float(len(right))
+    return {"answer_accuracy": sum(right) / asked, "answer_chance": sum(chance) / asked, "answers": asked}
 
 
 def _options(trajectory: Trajectory, encoder: ViewEncoder, template: Template) -> Example:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from pearl.errors import PearlError
 
 Tune = Literal["auto", "full", "lora"]
 Precision = Literal["auto", "bf16", "fp32"]
+Attention = Literal["sdpa", "eager"]
+
+POSITIVE = (
+    "batch_size", "accumulation", "epochs", "max_steps", "learning_rate", "lora_rank", "lora_alpha", "log_steps",
+    "keep_checkpoints", "min_pixels", "max_pixels", "max_tokens",
+)  # fmt: skip
+NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "eval_steps", "save_steps", "data_workers", "seed")
+SHARES = ("eval_fraction", "warmup", "lora_dropout")
 
 
 class ConfigError(PearlError, ValueError):
@@ -42,7 +50,7 @@ class TrainConfig:
         keep_checkpoints: How many of the last.
         min_pixels, max_pixels: Limits of an image's size, where the model's image processor has them.
         max_tokens: Longer trajectories are left out and named.
-        attention: transformers' implementation; a tree's mask needs one that takes masks.
+        attention: transformers' implementation; those that take a tree's mask.
         tree: Views share rows; False: each has its own, as for families where a tree cannot be laid.
         data_workers: Processes that decode and tokenize; 0: the training process itself.
         seed: Decides everything that is random.
@@ -81,7 +89,7 @@ class TrainConfig:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_tokens: int | None = None
-    attention: str = "sdpa"
+    attention: Attention = "sdpa"
     tree: bool = True
     data_workers: int = 0
     seed: int = 0
@@ -91,12 +99,17 @@ class TrainConfig:
     push_to_hub: str | None = None
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "accumulation", "epochs", "learning_rate", "lora_rank", "log_steps")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.eval_fraction < 1:
-            raise ConfigError(f"eval_fraction must be at least 0 and below 1, not {self.eval_fraction}")
+        for name in POSITIVE:
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, not {value}")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must not be negative, but is {getattr(self, name)}")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ConfigError(f"min_pixels is above max_pixels: {self.min_pixels} > {self.max_pixels}")
         if unknown := set(self.freeze) - {"vision", "projector", "language"}:
             raise ConfigError(f"freeze has {', '.join(sorted(unknown))}; the parts are vision, projector, language")
 
@@ -128,14 +141,33 @@ def make_config(settings: Mapping[str, Any], where: str) -> TrainConfig:
     Raises:
         ConfigError: as `load_config`.
     """
-    known = {field.name for field in fields(TrainConfig)}
-    if unknown := settings.keys() - known:
-        raise ConfigError(f"{where}: unknown settings {', '.join(sorted(unknown))}")
-    values = {**settings, "freeze": tuple(settings.get("freeze", ()))}
-    try:
-        return TrainConfig(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    return TrainConfig(**checked(TrainConfig, settings, where))
+
+
+def checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values for the fields of a dataclass, each of its field's type.
+
+    Raises:
+        ConfigError: one is unknown, missing or of another type; the message names it and what is possible.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {field.name: field for field in fields(kind)}
+    if unknown := sorted(values.keys() - known):
+        raise ConfigError(f"{where}: unknown {', '.join(unknown)}; there are {', '.join(sorted(known)) or 'none'}")
+    needed = {name for name, field in known.items() if field.default is field.default_factory is MISSING}
+    if missing := sorted(needed - values.keys()):
+        raise ConfigError(f"{where}: {', '.join(missing)} must be given")
+    hints = get_type_hints(kind)
+    found = {}
+    for name, given in values.items():
+        value = tuple(given) if isinstance(given, list) else given  # JSON knows no tuples
+        try:
+            found[name] = TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise ConfigError(f"{where}: {name} is {value!r}; expected {said}") from error
+    return found
 
 
 def differences(config: TrainConfig, other: Mapping[str, Any]) -> list[str]:

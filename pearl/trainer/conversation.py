@@ -155,9 +155,10 @@ class Conversation:
 
     def thought(self, step: Step) -> str:
         arguments = step.call.arguments
-        box = arguments.get("box") or next(iter(arguments.get("boxes") or ()), "")
+        box = arguments.get("box") or next(iter(arguments.get("boxes") or ()), None)
         call = json.dumps({"name": step.call.tool, "arguments": dict(arguments)}, ensure_ascii=False)
-        return _filled(self.template.step, thought=step.thought, call=call, tool=step.call.tool, box=json.dumps(box))
+        place = "" if box is None else json.dumps(box)
+        return _filled(self.template.step, thought=step.thought, call=call, tool=step.call.tool, box=place)
 
     def conclusion(self) -> Turn:
         said = _filled(self.template.conclusion, conclusion=self.trajectory.conclusion, answer=self.trajectory.answer)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -53,15 +56,15 @@ class Table:
         self.path = cache / f"{self.fingerprint}.arrow"
         if not self.path.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(".partial")
-            with pa.ipc.new_file(partial, schema()) as writer:
-                for file, reader in zip(files, readers, strict=True):
-                    try:
+            partial = self.path.with_suffix(f".{uuid4().hex}.partial")  # several processes may be at it
+            try:
+                with pa.ipc.new_file(partial, schema()) as writer:
+                    for file, reader in zip(files, readers, strict=True):
                         for group in range(reader.num_row_groups):
-                            writer.write_table(reader.read_row_group(group).replace_schema_metadata(schema().metadata))
-                    except (pa.ArrowException, OSError) as error:
-                        raise DataError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-            partial.replace(self.path)
+                            writer.write_table(_group(file, reader, group))
+                partial.replace(self.path)
+            finally:
+                partial.unlink(missing_ok=True)
         self._table: pa.Table | None = None
 
     @property
@@ -80,6 +83,10 @@ class Table:
     def __getitem__(self, row: int) -> Trajectory:
         return from_row(self.table.slice(row, 1).to_pylist()[0])
 
+    def digest(self) -> str:
+        """Of all ids, in their order."""
+        return hashlib.sha256(json.dumps(self.table["id"].to_pylist()).encode()).hexdigest()[:16]
+
     def num_steps(self) -> list[int]:
         """Of each row; how long a row will be, roughly."""
         lengths: list[int] = pc.list_value_length(self.table["steps"]).to_pylist()
@@ -92,6 +99,13 @@ class Table:
             digest = hashlib.blake2b(image["bytes"].as_buffer() or b"", key=str(seed).encode(), digest_size=8).digest()
             (held if int.from_bytes(digest, "big") < fraction * 2**64 else train).append(row)
         return train, held
+
+
+def _group(file: Path, reader: pq.ParquetFile, group: int) -> pa.Table:
+    try:
+        return reader.read_row_group(group).replace_schema_metadata(schema().metadata)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,14 @@ class Examples(Dataset[Drawn]):
                 refused.append(Refused(str(name), f"row {row}: {error}"))
         last = refused[-1]
         raise DataError(f"{len(refused)} trajectories in a row cannot be used; the last: {last.id}, {last.reason}")
+
+    def first(self, count: int) -> list[Trajectory]:
+        """Of the first rows those that can be read."""
+        found = []
+        for row in self.rows[:count]:
+            with suppress(DataError):
+                found.append(self.table[row])
+        return found
 
     def example(self, trajectory: Trajectory) -> Example:
         """

@@ -43,7 +43,7 @@ class Tokens:
         branch: Which branch of its tree a token belongs to; 0 is the trunk, -1 padding.
         prefix: How much of the trunk its branch sees.
         order: Its place in its own view.
-        block: Which image a visual token belongs to, else -1; each occurrence of an image has its own number.
+        block: Which run of visual tokens one belongs to, else -1; each run of a row has its own number.
     """
 
     branch: Tensor
@@ -59,7 +59,7 @@ class Attention:
     Attributes:
         allowed: (R, T, S + T) bool.
         distance: (R, T, S + T) how far back a token is in the view's own order.
-        same_image: (R, T, S + T) bool, whether both are tokens of one image.
+        same_image: (R, T, S + T) bool, whether both are in one run of visual tokens.
     """
 
     allowed: Tensor
@@ -95,6 +95,8 @@ class Family:
     vision_parts: ClassVar[tuple[str, ...]] = ("vision_tower",)
     projector_parts: ClassVar[tuple[str, ...]] = ("multi_modal_projector",)
     language_part: ClassVar[str] = "language_model"
+    differs_among_others: ClassVar[bool] = False
+    """Whether an image is preprocessed in another way where a conversation has several."""
 
     def check_options(self) -> None:
         """
@@ -114,9 +116,19 @@ class Family:
     def visual_token_id(self, processor: Any) -> int:
         return int(processor.tokenizer.convert_tokens_to_ids(self.visual_token(processor)))
 
-    def preprocess(self, processor: Any, pixels: Tensor) -> Any:
-        """The image processor's output for one image, uint8 (3, height, width)."""
-        return processor.image_processor(images=[pixels], return_tensors="pt", **self.image_options)
+    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
+        """The image processor's output for one image, uint8 (3, height, width).
+
+        Args:
+            among: As it stands among others, where `differs_among_others`.
+        """
+        return self._processed(processor, [pixels])
+
+    def _processed(self, processor: Any, images: list[Tensor]) -> Any:
+        """The images of one conversation; with the processor's own options, which its image processor does not know
+        (such as `crop_to_patches` of InternVL)."""
+        options = processor._merge_kwargs(processor.valid_processor_kwargs, images_kwargs=dict(self.image_options))
+        return processor.image_processor(images=[images], **{**options["images_kwargs"], "return_tensors": "pt"})
 
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The vision tower's input for these images."""
@@ -183,7 +195,7 @@ class QwenVL(Family):
     """Qwen2.5-VL: images of any size as one grid, rotary positions of three dimensions."""
 
     vision_parts = ("visual",)
-    projector_parts = ("visual.merger",)
+    projector_parts: ClassVar[tuple[str, ...]] = ("visual.merger",)
 
     def check_options(self) -> None:
         pass
@@ -236,22 +248,45 @@ class Idefics3(Family):
     projector_parts = ("connector",)
     language_part = "text_model"
 
-    def preprocess(self, processor: Any, pixels: Tensor) -> Any:
-        return processor.image_processor(
-            images=[[pixels]], return_tensors="pt", return_row_col_info=True, **self.image_options
-        )
-
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: _padded([image[name] for image in images]) for name in ("pixel_values", "pixel_attention_mask")}
 
 
 class LlavaOnevision(Family):
-    vision_parts = ("vision_tower",)
+    """An image alone is the whole and its tiles; among others it is the whole only, padded to a square (arXiv
+    2408.03326, section 3.2)."""
+
     projector_parts = ("multi_modal_projector", "image_newline")
+    differs_among_others = True
+
+    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
+        if not among:
+            return self._processed(processor, [pixels])
+        inputs = self._processed(processor, [pixels, pixels[:, :2, :2]])  # the second only makes them several
+        return {**inputs, **{name: inputs[name][:1] for name in ("pixel_values", "image_sizes")}}
 
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        sizes = torch.cat([image["image_sizes"] for image in images])
-        return {"pixel_values": _padded([image["pixel_values"] for image in images]), "image_sizes": sizes}
+        return {
+            "pixel_values": _padded([image["pixel_values"] for image in images]),
+            "image_sizes": torch.cat([image["image_sizes"] for image in images]),
+            "num_views": torch.tensor([image["pixel_values"].shape[1] for image in images]),
+        }
+
+    def visual(self, core: nn.Module, inputs: Mapping[str, Tensor]) -> Visual:
+        alone = inputs["num_views"] > 1
+        features: list[Tensor | None] = [None] * len(alone)
+        for kind in (alone, ~alone):
+            if count := int(kind.sum()):
+                output: Any = core.get_image_features(  # type: ignore[operator]
+                    pixel_values=inputs["pixel_values"][kind],
+                    image_sizes=inputs["image_sizes"][kind],
+                    # how many stand in each conversation; it only asks whether that is one
+                    batch_num_images=[1] * count if kind is alone else [count + 1],
+                    return_dict=True,
+                )
+                for index, feature in zip(kind.nonzero()[:, 0].tolist(), output.pooler_output, strict=True):
+                    features[index] = feature
+        return Visual(_rows([feature for feature in features if feature is not None]))
 
 
 class Llava(Family):
@@ -268,9 +303,9 @@ class Llava(Family):
         settings = processor.image_processor
         if not settings.do_center_crop:
             return super().shown(processor, height, width)
-        scale = (settings.size["shortest_edge"] or 0) / min(height, width)
-        tall = round(height * scale) if scale else settings.size["height"]
-        wide = round(width * scale) if scale else settings.size["width"]
+        tall, wide = settings.size.get("height"), settings.size.get("width")
+        if short := settings.size.get("shortest_edge"):
+            tall, wide = short * height / min(height, width), short * width / min(height, width)
         x, y = (1 - settings.crop_size["width"] / wide) / 2, (1 - settings.crop_size["height"] / tall) / 2
         return x, y, 1 - x, 1 - y
 
@@ -293,7 +328,7 @@ class Gemma3(Family):
         return str(processor.boi_token)
 
     def visual_token(self, processor: Any) -> str:
-        return str(processor.image_token)
+        return str(processor.tokenizer.image_token)
 
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {"pixel_values": torch.cat([image["pixel_values"] for image in images])}

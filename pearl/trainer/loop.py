@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,24 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from pearl.errors import PearlError
+from pearl.randomness import generator
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.answers import answer_accuracy
+from pearl.trainer.callbacks import tell
 from pearl.trainer.data import Drawn, GroupedOrder, Refused
 from pearl.trainer.learner import Learner
 from pearl.trainer.models import load_trained_state, trained_state
 from pearl.trainer.packing import Batch, Packer
+from pearl.trainer.run_directory import COMPLETE
 from pearl.trainer.watch import CollapseWatch
 
 prepare_torchvision()
-from transformers import Trainer, TrainerCallback  # noqa: E402
+from transformers import Trainer, TrainerState  # noqa: E402
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-
     from pearl.trainer.train import Prepared
 
-COMPLETE = "complete"
-"""A checkpoint's last file: without it the checkpoint was cut off."""
 WEIGHTS = "trained.safetensors"
 MAX_ANSWERS = 64
 
@@ -49,17 +49,25 @@ class Collator:
 
 
 class RefusedLog:
-    """Trajectories that were left out, each told once, in a file of JSON lines."""
+    """Trajectories that were left out, each told once, in a file of JSON lines that several processes may write."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.ids = path, set[str]()
+        self.path = path
+        self._told = self.ids()
 
     def add(self, refused: Sequence[Refused]) -> None:
         for one in refused:
-            if one.id not in self.ids:
-                self.ids.add(one.id)
+            if one.id not in self._told:
+                self._told.add(one.id)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"id": one.id, "reason": one.reason}, ensure_ascii=False) + "\n")
+
+    def ids(self) -> set[str]:
+        """Of all that are in the file."""
+        if not self.path.exists():
+            return set()
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return {json.loads(line)["id"] for line in lines if line.endswith("\n")}
 
 
 class LearnerTrainer(Trainer):
@@ -77,8 +85,11 @@ class LearnerTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.watch = CollapseWatch()
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
         self._updates = 0
+        self._forwards: list[tuple[tuple[str, ...], Tensor]] = []
+        self._held_out: dict[str, Tensor] = {}
+        self._collapsed = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
@@ -101,75 +112,124 @@ class LearnerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: dict[str, float] | None = None,
     ) -> Any:
+        assert num_items_in_batch is not None
         batch: Batch = inputs["batch"]
-        self.refused.add(inputs["refused"])
-        outcome = model(batch)
-        counts = num_items_in_batch or {k: float(v) for k, v in self._learner.losses.counts(batch).items()}
+        torch.manual_seed(self._forward_seed())
+        world = self.args.world_size  # over which the gradients are averaged
+        means = {name: total * world / max(num_items_in_batch[name], 1.0) for name, total in model(batch).items()}
+        loss = self._weighted(means)
+        self._forwards.append((batch.sample_ids, loss.detach()))
+        for name, mean in (*means.items(), ("total", loss)):
+            self._sums[name] = self._sums.get(name, 0.0) + mean.detach().float()
+        if self._learner.losses.watched is not None:
+            self.watch.add(*self._learner.losses.watched)
+        return (loss, means) if return_outputs else loss
+
+    def _forward_seed(self) -> int:
+        """Dropout depends on the forward's number alone: not on data workers, evaluations, or where a run resumed."""
+        names = self.args.seed, self.state.global_step, len(self._forwards), self.args.process_index
+        return int(generator("forward", *names).integers(2**63))
+
+    def _weighted(self, means: Mapping[str, Tensor]) -> Tensor:
         weights = self._learner.losses.weights
-        world = self.args.world_size if num_items_in_batch is not None else 1
-        means = {name: total * world / max(counts[name], 1.0) for name, total in outcome.items()}
-        loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
-        if not torch.isfinite(loss):
-            self._stop_at(loss, batch)
-        if model.training:
-            self._record(means, loss)
-            if self._learner.losses.watched is not None:
-                self.watch.add(*self._learner.losses.watched)
-        return (loss, {name: mean.detach() for name, mean in means.items()}) if return_outputs else loss
+        return torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
 
     @property
     def _learner(self) -> Learner:
         learner: Learner = self.accelerator.unwrap_model(self.model)
         return learner
 
-    def _stop_at(self, loss: Tensor, batch: Batch) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if not folder.exists():
-            self._save_checkpoint(self._learner, trial=None)
-        raise NanLoss(
-            f"the loss is {loss.item()} in step {self.state.global_step + 1} on {', '.join(batch.sample_ids)}; the "
-            f"weights before it are in {folder}. A lower learning rate or fp32 often helps; or leave these out"
-        )
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Comes once an update, when its gradients are summed over all forwards and processes."""
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        if not math.isfinite(norm):
+            self._stop()
+        self._updates += 1
+        self._forwards.clear()
+        return norm
 
-    def _record(self, means: Mapping[str, Tensor], loss: Tensor) -> None:
-        for name, mean in (*means.items(), ("total", loss)):
-            self._sums[name] = self._sums.get(name, 0.0) + mean.detach().double().item()
+    def _stop(self) -> None:
+        """
+        Raises:
+            NanLoss: always, when the weights before the update are saved.
+        """
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if not (folder / COMPLETE).exists():
+            self._save_checkpoint(self._learner, trial=None)
+        if self.is_world_process_zero():
+            (folder / COMPLETE).touch()
+        self.accelerator.wait_for_everyone()  # the first process to fail takes the others with it
+        bad = [ids for ids, loss in self._forwards if not torch.isfinite(loss)]
+        what = "loss" if bad else "loss's gradient"
+        among = ", ".join(one for ids in bad or [ids for ids, _ in self._forwards] for one in ids)
+        raise NanLoss(
+            f"the {what} is no number in step {self.state.global_step + 1}, on {among}; the weights before it are in "
+            f"{folder}. A lower --learning-rate or --precision fp32 may help, or data without these"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
-            steps = max(self.state.global_step - self._updates, 1)
-            sums = self._sums
+            values = torch.stack([*self._sums.values()])
             if self.args.world_size > 1:
-                packed = torch.tensor([*sums.values()], device=self.args.device)
-                summed = self.accelerator.reduce(packed, reduction="mean").tolist()
-                sums = dict(zip(sums, summed, strict=True))
-            logs |= {f"loss_{name}": total / steps for name, total in sums.items() if name != "total"}
-            logs["loss"] = sums["total"] / steps
-            self._sums, self._updates = {}, self.state.global_step
+                values = self.accelerator.reduce(values, reduction="mean")
+            means = dict(zip(self._sums, (values / max(self._updates, 1)).tolist(), strict=True))
+            logs["loss"] = means.pop("total")
+            logs |= {f"loss_{name}": mean for name, mean in means.items()}
+            self._sums, self._updates = {}, 0
             logs |= self.watch.figures()
-            if warning := self.watch.warning(logs):
-                logs["collapsed"] = 1.0
-                if self.is_world_process_zero():
-                    print(f"warning: {warning}", flush=True)
+            warning = self.watch.warning(logs)
+            if warning and not self._collapsed and self.is_world_process_zero():
+                tell(f"warning: {warning}")
+            self._collapsed = warning is not None
         super().log(logs, start_time)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Comes once a batch, of training and of evaluation."""
+        self.refused.add(inputs["refused"])
+        return super()._prepare_inputs(inputs)
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        batch: Batch = self._prepare_inputs(inputs)["batch"]
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+            terms = model(batch)
+        counts = self._learner.losses.counts(batch)
+        for name, total in terms.items():
+            pair = torch.tensor([total.item(), counts[name]], dtype=torch.float64)
+            self._held_out[name] = self._held_out.get(name, 0.0) + pair
+        return self._weighted({name: total / max(counts[name], 1) for name, total in terms.items()}), None, None
 
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """Losses on what was held out, and how often the right option is the likeliest."""
-        figures: dict[str, float] = super().evaluate(*args, **options)
-        chosen = self.prepared
-        questions = [chosen.held_out.table[row] for row in chosen.held_out.rows[:MAX_ANSWERS]]
-        answers = answer_accuracy(self._learner, chosen.packer, chosen.encoder, chosen.template, questions)
-        answers = {f"eval_{name}": value for name, value in answers.items()}
-        if answers:
-            self.log(answers)
-        return {**figures, **answers}
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        """Losses on what was held out, each a mean over all of it, and how often the right option is the likeliest."""
+        self._held_out = {}
+        output = super().evaluation_loop(*args, **options)
+        metrics: dict[str, float] = output.metrics or {}
+        pairs = torch.stack([*self._held_out.values()])
+        if self.args.world_size > 1:
+            pairs = self.accelerator.reduce(pairs.to(self.args.device, torch.float32), reduction="sum")
+        means = dict(zip(self._held_out, pairs[:, 0] / pairs[:, 1].clamp(min=1), strict=True))
+        metrics["eval_loss"] = self._weighted(means).item()
+        metrics |= {f"eval_loss_{name}": mean.item() for name, mean in means.items()}
+        held_out, packer = self.prepared.held_out, self.prepared.packer
+        answers = answer_accuracy(
+            self._learner, packer, held_out.encoder, held_out.template, held_out.first(MAX_ANSWERS)
+        )
+        metrics |= {f"eval_{name}": value for name, value in answers.items()}
+        return output._replace(metrics=metrics)
+
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Loads a checkpoint after which nothing is left to train (Trainer itself would make one more update)."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        super()._save_checkpoint(*args, **options)
+        self.accelerator.wait_for_everyone()  # each process writes its own part
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """What is trained, and nothing else; the base model is known by its name."""
@@ -185,30 +245,3 @@ class LearnerTrainer(Trainer):
         from safetensors.torch import load_file
 
         load_trained_state(self._learner, load_file(Path(resume_from_checkpoint) / WEIGHTS))
-
-
-class Lines(TrainerCallback):
-    """Every logged figure as a JSON line in the run's folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **rest: Any,
-    ) -> None:
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-class AtomicCheckpoints(TrainerCallback):
-    """Marks a checkpoint when all of it is written; one without the mark was cut off and is never resumed from."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        if state.is_world_process_zero:
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

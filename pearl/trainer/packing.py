@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pearl.trainer.families import Family, Tokens
-from pearl.trainer.views import ImageInputs, View
+from pearl.trainer.views import ImageInputs, View, standing
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Packer:
     Args:
         core_config: The model's configuration, for positions.
         tree: Views share rows; else each has its own.
-        reuse: Target views stand on the cache of the trunk; only in a tree.
+        reuse: The target view stands on the cache of the trunk; only in a tree, and only where there is one.
         multiple: Rows are padded to a multiple of this.
     """
 
@@ -143,7 +143,7 @@ class Packer:
         sources, start = list[_Source](), 0
         for example in examples:
             sources.append(_Source(self, example, start))
-            start += sum(image.num_tokens for image in example.images)
+            start += sum(image.num_tokens for image in sources[-1].images)
         names = list(examples[0].views)
         learned = [name for name in names if name not in examples[0].after]
         targets = [name for name in names if name in examples[0].after]
@@ -161,16 +161,14 @@ class Packer:
         for name in learned:
             found = [(owner, row[name]) for owner, row in zip(owners, at, strict=True) if name in row]
             places[name] = _places([(sources[owner].views[name], where) for owner, where in found])
-        after, reuse = None, self.tree and self.reuse
+        after, reuse = None, self.tree and self.reuse and len(targets) == 1
         if targets:
-            shared = [[(name, source.shared(trunk, name) if reuse else 0)] for name in targets for source in sources]
-            if reuse and len(targets) > 1:
-                raise ValueError("only one target view can stand on the trunk's cache")
+            shared = [[(name, source.cached(trunk, name) if reuse else 0)] for name in targets for source in sources]
             after, at = self._rows(sources * len(targets), shared, branch=len(learned) if reuse else 0)
             for number, name in enumerate(targets):
                 mine = at[number * len(sources) :][: len(sources)]
                 places[name] = _places([(s.views[name], row[name]) for s, row in zip(sources, mine, strict=True)])
-        images = [image.tensors for example in examples for image in example.images]
+        images = [image.tensors for source in sources for image in source.images]
         extras = {name: torch.cat([example.extras[name] for example in examples]) for name in examples[0].extras}
         return Batch(
             tuple(example.id for example in examples), self.family.collate_images(images), main, after,
@@ -188,7 +186,7 @@ class Packer:
             )
             for source, row in zip(sources, rows, strict=True)
         ]
-        length = -(-max(column.shape[1] for column in columns) // self.multiple) * self.multiple
+        length = max(-(-max(column.shape[1] for column in columns) // self.multiple), 1) * self.multiple
         table = np.full((columns[0].shape[0], len(rows), length), -1, np.int64)
         table[_PREFIX] = table[_ORDER] = 0
         table[_POSITIONS:] = 0
@@ -234,21 +232,25 @@ class _Source:
     """One example's views, with what each token is made of; `start` is its first visual token's number in the batch."""
 
     def __init__(self, packer: Packer, example: Example, start: int) -> None:
-        self.views = example.views
-        self.starts = start + np.cumsum([0, *(image.num_tokens for image in example.images)])
+        self.views, self._example = example.views, example
+        shown = [image for view in self.views.values() for image in standing(example.images, view.images)]
+        shown += [example.images[latent.image] for view in self.views.values() for latent in view.latents]
+        self.images = list({id(image): image for image in shown}.values())
+        starts = start + np.cumsum([0, *(image.num_tokens for image in self.images)])
+        self._starts = {id(image): int(number) for image, number in zip(self.images, starts[:-1], strict=True)}
         self._tables = {name: self._table(packer, example, view) for name, view in example.views.items()}
 
     def _table(self, packer: Packer, example: Example, view: View) -> np.ndarray:
         """(8 + D, T): the rows that `_NAMES` says, then the positions."""
-        images = [example.images[index] for index in view.images]
+        images = standing(example.images, view.images)
         positions = packer.family.positions(packer.core_config, view.visual, [image.tensors for image in images])
         table = np.full((_POSITIONS + len(positions), len(view)), -1, np.int64)
         table[_IDS], table[_ORDER], table[_POSITIONS:] = view.ids, np.arange(len(view)), positions
         if images:
-            counts = [image.num_tokens for image in images]
-            table[_BLOCK, view.visual] = np.repeat(np.arange(len(images)), counts)
+            runs = np.cumsum(view.visual & ~np.concatenate([[False], view.visual[:-1]])) - 1
+            table[_BLOCK, view.visual] = runs[view.visual]
             table[_VISUAL, view.visual] = np.concatenate(
-                [self.starts[index] + np.arange(example.images[index].num_tokens) for index in view.images]
+                [self._starts[id(image)] + np.arange(image.num_tokens) for image in images]
             )
         table[_PREDICTOR] = view.predictors
         table[_LATENT, view.latent_slots] = np.arange(view.latent_slots.sum())
@@ -260,10 +262,14 @@ class _Source:
         length = min(a.shape[1], b.shape[1])
         same = (a[:, :length] == b[:, :length]).all(0) & (a[_LATENT, :length] < 0)
         count = length if same.all() else int(np.argmin(same))
-        block = b[_BLOCK]
-        while 0 < count < len(block) and block[count] >= 0 and block[count] == block[count - 1]:
+        while count and any(_inside_run(table[_BLOCK], count) for table in (a, b)):
             count -= 1  # an image's tokens may see each other
         return count
+
+    def cached(self, trunk: str, name: str) -> int:
+        """How much of a target view the trunk's cache serves; states that are asked for are computed anew."""
+        marks = [token for tokens in self.views[name].marks.values() for token in tokens]
+        return min([self.shared(trunk, name), *marks])
 
     def columns(self, name: str, prefix: int, branch: int) -> np.ndarray:
         """A view's tokens after `prefix`, as a branch of a row."""
@@ -274,7 +280,16 @@ class _Source:
 
     def latents(self, name: str) -> list[np.ndarray]:
         """For each latent token of a view, the numbers in the batch of the visual tokens whose mean it is fed with."""
-        return [self.starts[latent.image] + group for latent in self.views[name].latents for group in latent.groups]
+        return [
+            self._starts[id(self._example.images[latent.image])] + group
+            for latent in self.views[name].latents
+            for group in latent.groups
+        ]
+
+
+def _inside_run(block: np.ndarray, count: int) -> bool:
+    """Whether a run of visual tokens goes on at this token."""
+    return count < len(block) and block[count] >= 0 and bool(block[count] == block[count - 1])
 
 
 def _places(views: Sequence[tuple[View, np.ndarray]]) -> Places:

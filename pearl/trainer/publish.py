@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pearl import __version__
-from pearl.trainer.models import merged
+from pearl.errors import PearlError
+from pearl.trainer.models import merged, quiet_transformers
+from pearl.trainer.run_directory import write_json
 
 if TYPE_CHECKING:
     from pearl.trainer.train import Prepared
@@ -19,14 +21,30 @@ def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> N
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model = merged(prepared.learner.vlm)
-    model.to(prepared.loaded.stored_dtype).save_pretrained(partial)
+    with quiet_transformers():
+        model.to(prepared.loaded.stored_dtype).save_pretrained(partial)
     prepared.loaded.processor.save_pretrained(partial)
     (partial / "README.md").write_text(card(prepared, figures), encoding="utf-8")
-    (partial / "training_config.json").write_text(
-        json.dumps({"version": __version__, "settings": prepared.config.to_json()}, indent=2), encoding="utf-8"
-    )
+    write_json(partial / "training_config.json", {"version": __version__, "settings": prepared.config.to_json()})
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def publish(folder: Path, repo: str) -> None:
+    """Puts the model on the Hub, in a private repository.
+
+    Raises:
+        PearlError: the Hub refuses, or is not reached; the model stays in its folder.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().create_repo(repo, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Trained with pearl-vlm")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise PearlError(f"{folder} is made, but the Hub does not take it as {repo}: {said}") from error
 
 
 def card(prepared: Prepared, figures: dict[str, float]) -> str:
@@ -34,7 +52,7 @@ def card(prepared: Prepared, figures: dict[str, float]) -> str:
     config = prepared.config
     base = config.model or "vlm-nano"
     hub = f"base_model: {base}\n" if config.model and not Path(config.model).exists() else ""
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(figures.items()) if name != "epoch")
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(figures.items()))
     measured = f"## Measured on what was held out\n\n| | |\n|---|---|\n{rows}\n\n" if figures else ""
     settings = json.dumps(config.to_json(), indent=2)
     return f"""---

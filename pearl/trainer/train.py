@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pearl import __version__
 from pearl.errors import PearlError
-from pearl.trainer.config import ConfigError, TrainConfig, differences
+from pearl.parquet import DataError
+from pearl.trainer.config import ConfigError, Precision, TrainConfig
 from pearl.trainer.conversation import Template, load_template
 from pearl.trainer.data import Examples, GroupedOrder, Table
 from pearl.trainer.learner import Learner
-from pearl.trainer.models import Loaded, describe_trainable, load, make_trainable
+from pearl.trainer.models import Loaded, describe_trainable, load, make_trainable, trainable_text
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.registry import make_objective
 from pearl.trainer.packing import Packer
+from pearl.trainer.run_directory import claim, last_checkpoint, record
 from pearl.trainer.views import ViewEncoder
+
+NEVER = 2**31
+"""An interval: only in the end."""
+MEASURED = ("eval_loss", "eval_answer")
 
 
 class OutOfMemory(PearlError, RuntimeError):
@@ -29,7 +36,7 @@ class OutOfMemory(PearlError, RuntimeError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run needs, before its first step."""
+    """Everything that a run needs, before its first step; nothing in its settings is left to be decided."""
 
     config: TrainConfig
     objective: Objective
@@ -83,11 +90,9 @@ def prepare(config: TrainConfig) -> Prepared:
         raise ConfigError("nothing is left to train on: lower --eval-fraction, or give --eval-data")
     torch.manual_seed(config.seed)
     loaded = load(config, objective)
-    encoder = ViewEncoder(loaded.processor, loaded.family, objective.latent_token)
+    encoder = ViewEncoder(loaded.processor, loaded.family, objective.latent_token, loaded.vlm.config)
     hidden_size = loaded.vlm.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     vlm = make_trainable(loaded, config, objective)
-    if config.gradient_checkpointing:
-        vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     learner = Learner(vlm, loaded.family, objective.losses(hidden_size))
     packer = Packer(loaded.family, loaded.vlm.config, encoder.padding, config.tree, not config.gradient_checkpointing)
     steps = table.num_steps()
@@ -95,13 +100,19 @@ def prepare(config: TrainConfig) -> Prepared:
     def examples(of: Table, chosen: list[int]) -> Examples:
         return Examples(of, chosen, objective, encoder, template, config.max_tokens)
 
+    resolved = replace(
+        config,
+        objective_options=asdict(objective),
+        tune="full" if vlm is loaded.vlm else "lora",
+        precision=precision(config),
+    )
     return Prepared(
-        config, objective, template, loaded, encoder, learner, packer,
+        resolved, objective, template, loaded, encoder, learner, packer,
         examples(table, rows), examples(held_table, held), [steps[row] for row in rows],
     )  # fmt: skip
 
 
-def precision(config: TrainConfig) -> str:
+def precision(config: TrainConfig) -> Precision:
     if config.precision != "auto":
         return config.precision
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
@@ -114,69 +125,74 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
         PearlError: data, model or settings cannot be used; the loss is no number; memory does not suffice.
     """
     out = Path(config.out)
-    _claim(config, out)
-    prepared = prepare(config)
-    trainer = _trainer(prepared, out, progress, callbacks or [])
-    checkpoint = last_checkpoint(out) if config.resume else None
-    try:
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            "memory does not suffice: lower --batch-size (and raise --accumulation), --max-pixels or --max-tokens, "
-            "or use --gradient-checkpointing, --tune lora, --freeze vision"
-        ) from error
-    evaluation = trainer.evaluate() if len(prepared.held_out) else {}
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        claim(config, out)
+    with _explained():
+        prepared = prepare(config)
+        if first:
+            record(prepared.config, f"{prepared.training.table.digest()} {prepared.held_out.table.digest()}", out)
+        trainer = _trainer(prepared, out, progress, callbacks or [])
+        checkpoint = last_checkpoint(out) if config.resume else None
+        if checkpoint is None or not trainer.restore_finished(checkpoint):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    evaluated = [line for line in trainer.state.log_history if "eval_loss" in line]
+    evaluation = {k: v for k, v in evaluated[-1].items() if k.startswith(MEASURED)} if evaluated else {}
     model = out / "model"
+    steps = trainer.state.global_step
     if trainer.is_world_process_zero():
-        from pearl.trainer.publish import save_model
+        from pearl.trainer.publish import publish, save_model
 
         save_model(prepared, model, evaluation)
+        if config.push_to_hub:
+            publish(model, config.push_to_hub)
     trainer.accelerator.wait_for_everyone()
-    logged = [line for line in trainer.state.log_history if "loss" in line]
     return Report(
-        model, result.global_step, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation,
-        len(trainer.refused.ids),
+        model, steps, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation, len(trainer.refused.ids()),
     )  # fmt: skip
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written whole."""
-    from pearl.trainer.loop import COMPLETE
-
-    found = [p.parent for p in (out / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _claim(config: TrainConfig, out: Path) -> None:
-    """Writes the settings into the run's folder.
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors of torch that a user can mend, as what to do about them.
 
     Raises:
-        ConfigError: another run is there, or the settings of the one to resume were others.
+        OutOfMemory, DataError: in their place.
     """
-    path = out / "config.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        if not config.resume:
-            raise ConfigError(f"{out} holds a run already: give another --out, or --resume to go on with it")
-        if changed := differences(config, before):
-            raise ConfigError(f"the run in {out} had other settings: {'; '.join(changed)}")
-        return
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file, not a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"version": __version__, "settings": config.to_json()}, indent=2), encoding="utf-8")
-    partial.replace(path)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory() from error
+    except DataError as error:  # with a traceback, where it comes from a data worker
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("pearl.parquet.DataError: ")) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise _out_of_memory() from error
+        if "DataLoader worker" in str(error):
+            raise PearlError(
+                f"a data worker died, perhaps of too little memory: lower --data-workers: {error}"
+            ) from error
+        raise
+
+
+def _out_of_memory() -> OutOfMemory:
+    return OutOfMemory(
+        "memory does not suffice: lower --batch-size (and raise --accumulation), --max-pixels or --max-tokens, "
+        "or use --gradient-checkpointing, --tune lora, --freeze vision"
+    )
 
 
 def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]) -> Any:
     from transformers import TrainingArguments
+    from transformers.integrations.integration_utils import TensorBoardCallback
+    from transformers.trainer_callback import PrinterCallback
 
-    from pearl.trainer.loop import AtomicCheckpoints, Collator, LearnerTrainer, Lines, RefusedLog
+    from pearl.trainer.callbacks import Epochs, Lines, Progress, WholeCheckpoints, tell
+    from pearl.trainer.loop import Collator, LearnerTrainer, RefusedLog
 
     config = prepared.config
     on_gpu = torch.cuda.is_available()
-    evaluates = bool(len(prepared.held_out)) and config.eval_steps > 0
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
@@ -189,18 +205,17 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        bf16=precision(config) == "bf16",
+        bf16=config.precision == "bf16",
         use_cpu=not on_gpu,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.eval_steps if evaluates else None,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
-        save_total_limit=config.keep_checkpoints,
+        eval_strategy="steps" if len(prepared.held_out) else "no",
+        eval_steps=config.eval_steps or NEVER,
+        save_strategy="steps",
+        save_steps=config.save_steps or NEVER,
         logging_steps=config.log_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        report_to=["tensorboard"],
-        disable_tqdm=not progress,
+        report_to="none",
+        disable_tqdm=True,
         dataloader_num_workers=config.data_workers,
         dataloader_persistent_workers=config.data_workers > 0,
         dataloader_pin_memory=on_gpu,
@@ -211,17 +226,26 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
     )
     world = arguments.world_size
     order = GroupedOrder(prepared.lengths, config.batch_size * config.accumulation * world, config.seed)
-    return LearnerTrainer(
+    board = TensorBoardCallback()
+    board.logging_dir = str(out / "tensorboard")
+    around: list[Any] = [Epochs(order), Lines(out / "log.jsonl"), board]
+    if progress:
+        around.append(Progress())
+    trainer = LearnerTrainer(
         model=prepared.learner,
         args=arguments,
         data_collator=Collator(prepared.packer),
         train_dataset=prepared.training,
         eval_dataset=prepared.held_out if len(prepared.held_out) else None,
-        callbacks=[Lines(out / "log.jsonl"), AtomicCheckpoints(), *callbacks],
+        callbacks=[*around, WholeCheckpoints(out, config.keep_checkpoints), *callbacks],
         order=order,
         refused=RefusedLog(out / "refused.jsonl"),
         prepared=prepared,
     )
+    trainer.remove_callback(PrinterCallback)
+    if progress and trainer.is_world_process_zero():
+        tell(trainable_text(prepared.learner))
+    return trainer
 
 
 @dataclass(frozen=True)
@@ -229,7 +253,7 @@ class DryRun:
     """What a run would do.
 
     Attributes:
-        parts: For each part of the model: name, trained and all parameters.
+        trained: What of the model is, in a few lines.
         gigabytes: Of weights, gradients and optimizer, per process without sharding; activations come on top.
         text: One example as the model reads it, what is learned in 【brackets】.
         tokens: Of each view of that example.
@@ -239,7 +263,7 @@ class DryRun:
     trajectories: int
     held_out: int
     updates: int
-    parts: list[tuple[str, int, int]]
+    trained: str
     gigabytes: float
     text: str
     tokens: dict[str, int]
@@ -257,12 +281,13 @@ def dry_run(config: TrainConfig) -> DryRun:
     parts = describe_trainable(prepared.learner)
     trained = sum(part[1] for part in parts)
     everything = sum(part[2] for part in parts)
-    updates = math.ceil(len(prepared.training) / (config.batch_size * config.accumulation) * config.epochs)
+    forwards = math.ceil(len(prepared.training) / config.batch_size)
+    updates = math.ceil(math.ceil(forwards / config.accumulation) * config.epochs)
     return DryRun(
         trajectories=len(prepared.training),
         held_out=len(prepared.held_out),
         updates=config.max_steps or updates,
-        parts=parts,
+        trained=trainable_text(prepared.learner),
         gigabytes=(4 * everything + 12 * trained) / 1e9,
         text=_shown(prepared, example),
         tokens={name: len(view) for name, view in example.views.items()},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from pearl.errors import PearlError
@@ -40,12 +41,20 @@ class ImageInputs:
         text: What replaces its placeholder in the rendered conversation.
         num_tokens: How many merged visual tokens it has.
         shown: The part of the image that they show: some image processors cut off the borders.
+        among: The same image as it stands among others, where the family then preprocesses it in another way.
     """
 
     tensors: dict[str, Tensor]
     text: str
     num_tokens: int
     shown: Box = (0.0, 0.0, 1.0, 1.0)
+    among: ImageInputs | None = None
+
+
+def standing(images: Sequence[ImageInputs], shown: Sequence[int]) -> list[ImageInputs]:
+    """The images that a view shows, in order, as they are where there is one or where there are several."""
+    chosen = [images[index] for index in shown]
+    return [image.among or image for image in chosen] if len(chosen) > 1 else chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +129,25 @@ class ViewEncoder:
         )
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.latent_id = None if latent_token is None else tokenizer.convert_tokens_to_ids(latent_token)
+        self.control = self._control_tokens()
 
     def image(self, image: EncodedImage) -> ImageInputs:
         """Decodes and preprocesses one image.
 
         Raises:
             ImageError: it cannot be decoded.
+            ViewError: the image processor refuses it.
         """
         pixels = torch.from_numpy(decode(image.data)).permute(2, 0, 1)
-        inputs = self.family.preprocess(self.processor, pixels)
+        among = self._preprocessed(pixels, among=True) if self.family.differs_among_others else None
+        return replace(self._preprocessed(pixels), among=among)
+
+    def _preprocessed(self, pixels: Tensor, *, among: bool = False) -> ImageInputs:
+        try:
+            inputs = self.family.preprocess(self.processor, pixels, among=among)
+        except ValueError as error:
+            _, height, width = pixels.shape
+            raise ViewError(f"the image processor refuses an image of {width} by {height} pixels: {error}") from error
         text = self.processor.replace_image_token(inputs, 0)
         count = text.count(self.family.visual_token(self.processor))
         shown = self.family.shown(self.processor, *pixels.shape[1:])
@@ -158,16 +177,18 @@ class ViewEncoder:
             latents: What the latent tokens in the text are fed with, in order.
 
         Raises:
-            ViewError: the chat template rewrites turns, or text holds the model's own special tokens.
+            ViewError: the chat template refuses or rewrites turns, or text holds tokens that only it may write.
         """
+        self._refuse_control_tokens(turns)
         rendered, starts, stops = self._render(turns)
         shown = tuple(part.index for turn in turns for part in turn.parts if isinstance(part, ImagePart))
-        text, shift = self._expand(rendered, [images[index] for index in shown])
+        here = standing(images, shown)
+        text, shift = self._expand(rendered, here)
         ids, spans, predictors = self._tokenize(text, num_predictors)
         supervised, ends = np.zeros(len(ids), bool), list[int]()
         for turn, start, stop in zip(turns, shift(starts), shift(stops), strict=True):
             said = _tokens_between(text, spans, start, stop)
-            ends.append(int(said[-1]) if len(said) else ends[-1])
+            ends.append(int(said[-1]) if len(said) else ends[-1] if ends else 0)
             supervised[said] = turn.supervised
         ids, supervised, predictors = (array[: ends[-1] + 1] for array in (ids, supervised, predictors))
         if turns[-1].role == "assistant" and int(ids[-1]) not in self.special:
@@ -176,7 +197,7 @@ class ViewEncoder:
             supervised, predictors = np.append(supervised, turns[-1].supervised), np.append(predictors, -1)
         visual = ids == self.family.visual_token_id(self.processor)
         slots = np.zeros(len(ids), bool) if self.latent_id is None else ids == self.latent_id
-        if visual.sum() != sum(images[index].num_tokens for index in shown):
+        if visual.sum() != sum(image.num_tokens for image in here):
             raise ViewError("a text holds the model's own token for images")
         if slots.sum() != sum(len(latent.groups) for latent in latents):
             raise ViewError("a text holds the objective's own token for latents")
@@ -193,15 +214,39 @@ class ViewEncoder:
             if turn.role == "assistant":
                 prompted = self._template(messages[:number], add_generation_prompt=True)
                 starts[number] = len(prompted)
-            if not texts[-1].startswith(prompted):
-                raise ViewError(f"the chat template writes turn {number} in another way when the conversation goes on")
+            if not (texts[-1].startswith(prompted) and texts[-1].startswith(texts[number])):
+                raise ViewError(
+                    f"the chat template writes turn {number} ({turn.role}) or what is before it in another way when the "
+                    "conversation goes on, so no single text has all its turns as the model meets them"
+                )
         return texts[-1], starts, stops
 
     def _template(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         if [message["role"] for message in messages] == ["system"]:
             return ""  # some templates refuse a conversation without a user; its text is counted with the first turn
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        return str(text)
+        own = {} if getattr(self.processor, "chat_template", None) else {"chat_template": self.tokenizer.chat_template}
+        try:
+            return str(
+                self.processor.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt, **own
+                )
+            )
+        except TemplateError as error:
+            raise ViewError(f"the chat template refuses this conversation: {error}") from error
+
+    def _control_tokens(self) -> list[str]:
+        """The special tokens that the chat template writes itself: around turns and images, and at both ends."""
+        turns = (Turn("user", (ImagePart(0), ".")), Turn("assistant", (".",)))
+        written = self._template([_message(turn) for turn in turns], add_generation_prompt=True)
+        special = self.tokenizer.convert_ids_to_tokens(sorted(self.special))
+        ends = (self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token)
+        return [token for token in special if token and (token in written or token in ends)]
+
+    def _refuse_control_tokens(self, turns: Sequence[Turn]) -> None:
+        for turn in turns:
+            text = "\n".join(part for part in turn.parts if isinstance(part, str))
+            if held := [token for token in self.control if token in text]:
+                raise ViewError(f"a text of the {turn.role} holds {held[0]}, which only the chat template may write")
 
     def _expand(self, text: str, images: Sequence[ImageInputs]) -> tuple[str, Callable[[list[int]], list[int]]]:
         """Each image's placeholder becomes what stands for it; and how positions in the text move by that."""
@@ -245,8 +290,7 @@ def _message(turn: Turn) -> dict[str, Any]:
 
 
 def _tokens_between(text: str, spans: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Indices of the tokens of these characters, without white space at the end: templates end turns with a newline."""
-    inside = np.flatnonzero((spans[:, 1] > start) & (spans[:, 0] < stop) & (spans[:, 1] > spans[:, 0]))
-    while len(inside) and not text[slice(*spans[inside[-1]])].strip():
-        inside = inside[:-1]
-    return inside
+    """Indices of the tokens of these characters, without white space at the end: templates end turns with a newline,
+    or with a space that belongs to the next turn's first token."""
+    stop = start + len(text[start:stop].rstrip())
+    return np.flatnonzero((spans[:, 1] > start) & (spans[:, 0] < stop) & (spans[:, 1] > spans[:, 0]))

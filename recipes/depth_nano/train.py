@@ -28,7 +28,6 @@ from recipes.depth_nano.metrics import PairCounts, Reading, abs_rel
 
 SEED = 7
 BATCH = 16
-PEAK_RATE = 1e-3
 WARMUP_STEPS = 300
 EPS = 0.03
 HELD_OUT = 150
@@ -142,6 +141,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/depth_nano/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/depth_nano/model"))
     parser.add_argument("--minutes", type=float, default=150)
+    parser.add_argument("--peak-rate", type=float, default=1e-3, help="3e-4 where --init continues a trained model")
     parser.add_argument("--init", type=Path, help="start from these weights, a folder that save_pretrained wrote")
     options = parser.parse_args()
 
@@ -156,7 +156,7 @@ def main() -> None:
     average.load_state_dict(model.state_dict())
     compiled = torch.compile(model, dynamic=False)
     parallel = DistributedDataParallel(compiled, static_graph=True)  # some of the architecture is unused
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.peak_rate, betas=(0.9, 0.98), weight_decay=0.05)
     arrays = open_arrays(options.data)
     batches = Batches(arrays, rank)
     checkpoint, log = options.out / "checkpoint.pt", options.out / "log.jsonl"
@@ -178,7 +178,9 @@ def main() -> None:
         progress = min(spent / budget, 1.0)
         size = next(pixels for share, pixels in STAGES if progress < share)
         rate = (
-            PEAK_RATE * min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+            options.peak_rate
+            * min(1, (step + 1) / WARMUP_STEPS)
+            * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
         )
         for group in optimizer.param_groups:
             group["lr"] = rate

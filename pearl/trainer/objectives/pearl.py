@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,10 +18,18 @@ from torch import Tensor, nn
 from pearl.errors import PearlError
 from pearl.trainer.conversation import Conversation
 from pearl.trainer.objectives.base import Losses, Objective, States
+from pearl.trainer.objectives.encoders import FrozenEncoder, preprocessing, stack_pixels
 from pearl.trainer.packing import Batch, Example
 from pearl.trainer.views import PREDICTOR_MARK, ImageInputs, View, ViewEncoder
 
 Distance = Literal["cosine", "smooth-l1", "l2", "mse"]
+
+
+_ALLOWED = {
+    "jepa_distance": get_args(Distance),
+    "nextlat_token": ("next", "published"),
+    "targets": ("trajectory", "steps"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Pearl(Objective):
             the dynamics head was given ("published", as the published code does).
         targets: "trajectory": the state at the end of the target view. "steps": predictor token k meets the state at
             the end of observation k; tokens beyond the steps have no target, and steps beyond K none either.
+        target_encoder: A frozen image encoder (`timm:NAME`, a folder or Hub id) in place of the target view: predictor
+            token k, through a projection, meets the pooled embedding of the k-th tool image.
         direct_weight: Weight of a further next-token loss on the answer straight after the question; 0: none.
     """
 
@@ -49,6 +60,7 @@ class Pearl(Objective):
     nextlat: bool = True
     nextlat_token: Literal["next", "published"] = "next"
     targets: Literal["trajectory", "steps"] = "trajectory"
+    target_encoder: str | None = None
     direct_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,29 +68,45 @@ class Pearl(Objective):
             raise PearlError("pearl needs at least one predictor token")
         if self.lambda_ < 0 or self.direct_weight < 0:
             raise PearlError("the weights of pearl's terms cannot be negative")
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise PearlError(f"pearl's {name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
+        if self.target_encoder is not None and self.jepa:
+            preprocessing(self.target_encoder)
 
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:
         views = {"full": encoder.view(conversation.full(), images)}
+        extras = {}
         if self.jepa:
             question = conversation.question(PREDICTOR_MARK)
             source = encoder.view(question, images, num_predictors=self.num_predictor_tokens)
-            target = encoder.view(conversation.full(asked=False), images)
-            views["source"], views["target"] = self._paired(source, target, conversation)
+            if self.target_encoder is None:
+                target = encoder.view(conversation.full(asked=False), images)
+                views["source"], views["target"] = self._paired(source, target, conversation)
+            else:
+                shown = [conversation.images[index] for index in conversation.of_step if index is not None]
+                predictors = _predictors(source)[: len(shown)]
+                views["source"] = source.marked(predicted=predictors)
+                extras["encoder_pixels"] = stack_pixels(self.target_encoder, shown[: len(predictors)])
         if self.direct_weight:
             views["direct"] = encoder.view((*conversation.question(), conversation.direct()), images)
-        return Example(conversation.trajectory.id, tuple(images), views, frozenset({"target"} & views.keys()))
+        return Example(conversation.trajectory.id, tuple(images), views, frozenset({"target"} & views.keys()), extras)
 
     def _paired(self, source: View, target: View, conversation: Conversation) -> tuple[View, View]:
         """The views with the tokens marked whose states are to meet."""
         if self.targets == "trajectory":
             return source.marked(predicted=source.ends[-1:]), target.marked(target=target.ends[-1:])
         observations = target.ends[len(conversation.question()) + 1 : -1 : 2]
-        predicted = [int(token) for token in torch.from_numpy(source.predictors >= 0).nonzero()[:, 0]]
+        predicted = _predictors(source)
         count = min(len(predicted), len(observations))
         return source.marked(predicted=predicted[:count]), target.marked(target=observations[:count])
 
     def losses(self, hidden_size: int) -> Losses:
         return PearlLosses(self, hidden_size)
+
+
+def _predictors(source: View) -> list[int]:
+    return [int(token) for token in np.flatnonzero(source.predictors >= 0)]
 
 
 class PearlLosses(Losses):
@@ -89,6 +117,9 @@ class PearlLosses(Losses):
         if settings.jepa:
             self.weights["jepa"] = settings.lambda_
             self.predictors = nn.Parameter(torch.randn(settings.num_predictor_tokens, hidden_size) * 0.02)
+        if settings.jepa and settings.target_encoder is not None:
+            self.encoder = FrozenEncoder(settings.target_encoder)
+            self.projection = nn.Linear(hidden_size, self.encoder.width)
         if settings.nextlat:
             self.weights |= dict.fromkeys(("nextlat", "nextlat_token"), settings.lambda_)
             self.dynamics = DynamicsHead(hidden_size)
@@ -121,21 +152,20 @@ class PearlLosses(Losses):
         """Predicted and target embeddings, (N, H) each; the target without gradients."""
         places = states.batch.places
         predicted = states.of("source", places["source"].marks["predicted"])
-        return predicted, states.target("target", places["target"].marks["target"])
+        if self.settings.target_encoder is None:
+            return predicted, states.target("target", places["target"].marks["target"])
+        projected: Tensor = self.projection(predicted.to(self.projection.weight.dtype))
+        return projected, self.encoder(states.batch.extras["encoder_pixels"])
 
     def _nextlat(self, states: States) -> dict[str, Tensor]:
         """`ĥ[t+1] = h[t] + MLP(LayerNorm([h[t]; e[t+1]]))` meets `h[t+1]`, and predicts the token after t+1."""
         full = states.batch.places["full"]
-
-        def predicted(tokens: Tensor) -> Tensor:
-            ahead: Tensor = self.dynamics(states.of("full", tokens - 1), states.embed(full.ids[tokens]))
-            return ahead
-
+        ahead = self.dynamics(states.of("full", full.supervised - 1), states.embed(full.ids[full.supervised]))
         reached = states.of("full", full.supervised).detach()
-        drift = F.smooth_l1_loss(predicted(full.supervised).float(), reached.float(), reduction="none").mean(-1)
+        drift = F.smooth_l1_loss(ahead.float(), reached.float(), reduction="none").mean(-1)
         tokens = self._token_positions(states.batch)
         after = full.ids[tokens + 1 if self.settings.nextlat_token == "next" else tokens]
-        logits = states.frozen_head(predicted(tokens)).float()
+        logits = states.frozen_head(ahead[torch.searchsorted(full.supervised, tokens)]).float()
         return {"nextlat": drift.sum(), "nextlat_token": F.cross_entropy(logits, after, reduction="sum")}
 
     def _token_positions(self, batch: Batch) -> Tensor:

@@ -1,0 +1,89 @@
+"""A training run's folder: its settings, its checkpoints, and whose it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pearl import __version__
+from pearl.trainer.config import ConfigError, TrainConfig, differences
+
+COMPLETE = "complete"
+"""A checkpoint's last file: without it the checkpoint was cut off, and is never resumed from."""
+SETTINGS = "config.json"
+LOGS = ("log.jsonl", "refused.jsonl", "tensorboard", "checkpoints")
+
+
+def claim(config: TrainConfig, out: Path) -> None:
+    """Makes the folder this run's. What is left of a run that came to no checkpoint is cleared away.
+
+    Raises:
+        ConfigError: another run is there, or the settings of the one to resume were others.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, not a folder")
+    before = _read(out)
+    if last_checkpoint(out) is not None or (out / "model").exists():
+        if not config.resume:
+            raise ConfigError(f"{out} holds a run already: give another --out, or --resume to go on with it")
+        if before is None:
+            raise ConfigError(f"{out} holds no settings of a run to resume: give another --out")
+        _refuse_changes(config, before["settings"], out)
+        return
+    for place in [out / name for name in LOGS if before is not None]:
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / SETTINGS, {"version": __version__, "settings": config.to_json()})
+
+
+def record(resolved: TrainConfig, rows: str, out: Path) -> None:
+    """Keeps what the settings came to, and which rows (by their digest) are trained and evaluated on.
+
+    Raises:
+        ConfigError: the run to resume had others.
+    """
+    before = _read(out) or {}
+    _refuse_changes(resolved, before.get("resolved", resolved.to_json()), out)
+    if before.get("rows", rows) != rows:
+        raise ConfigError(f"the run in {out} had other trajectories: the data has changed since it was begun")
+    write_json(out / SETTINGS, {**before, "resolved": resolved.to_json(), "rows": rows})
+
+
+def _refuse_changes(config: TrainConfig, before: Mapping[str, Any], out: Path) -> None:
+    if changed := differences(config, before):
+        raise ConfigError(f"the run in {out} had other settings: {'; '.join(changed)}")
+
+
+def _read(out: Path) -> dict[str, Any] | None:
+    path = out / SETTINGS
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found["settings"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{out} holds a {SETTINGS} of something else: give another --out") from error
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The file is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    partial.replace(path)
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Those that were written whole, the oldest first."""
+    found = [path.parent for path in (out / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    return next(reversed(checkpoints(out)), None)

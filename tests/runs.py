@@ -1,0 +1,99 @@
+"""What the tests of training runs share: a little data, tiny models, short settings, the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pearl.parquet import write_trajectories
+from pearl.records import Trajectory
+from pearl.trainer.config import TrainConfig
+from pearl.trainer.run_directory import last_checkpoint
+from pearl.trainer.train import Report, train
+from tests.plain import picture, step, trajectory
+from tests.tiny_vlms import build_tiny_vlm
+
+torch.set_num_threads(1)
+
+OPTIONS = ("left", "right", "behind")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+_FOLDERS = list[tempfile.TemporaryDirectory[str]]()  # removed in the end
+
+
+def rows(count: int = 12) -> list[Trajectory]:
+    """0 to 3 steps each, on images of their own."""
+    made = []
+    for number in range(count):
+        steps = [step(f"I look at place {n}.", picture(100 * number + n, 40, 36), "Seen.") for n in range(number % 4)]
+        one = trajectory(
+            *steps, image=picture(1000 + number), choices=OPTIONS, answer=OPTIONS[number % 3],
+            question=f"Where is cup {number}?", conclusion="It is there. " * (1 + number % 3),
+        )  # fmt: skip
+        made.append(replace(one, id=f"row-{number:02}"))
+    return made
+
+
+def data_file(folder: Path, trajectories: Sequence[Trajectory] | None = None, name: str = "traj.parquet") -> Path:
+    path = folder / name
+    write_trajectories(path, rows() if trajectories is None else trajectories)
+    return path
+
+
+@cache
+def model(family: str = "qwen2_5_vl") -> Path:
+    """A tiny model's folder; not to be changed."""
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    return build_tiny_vlm(family, Path(_FOLDERS[-1].name))
+
+
+def config(data: Path, out: Path, family: str = "qwen2_5_vl", **changes: Any) -> TrainConfig:
+    """Four updates on everything, the learning rate high enough to move the weights."""
+    settings = {"model": str(model(family)), "batch_size": 2, "max_steps": 4, "learning_rate": 1e-2, "eval_fraction": 0}
+    return TrainConfig(**{"data": str(data), "out": str(out), **settings, **changes})
+
+
+def run(data: Path, out: Path, family: str = "qwen2_5_vl", **changes: Any) -> Report:
+    return train(config(data, out, family, **changes), progress=False)
+
+
+def flags(settings: TrainConfig) -> list[str]:
+    """The same settings for the command."""
+    path = Path(settings.out).with_suffix(".settings.json")
+    path.write_text(json.dumps(settings.to_json()))
+    return ["--config", str(path)]
+
+
+def pearl_train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "pearl.cli.train", *map(str, arguments)]
+
+
+def logged(out: Path, name: str = "loss") -> list[float]:
+    """A figure of every update."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if "loss" in line]
+
+
+def merged_weights(out: Path) -> dict[str, Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def trained_weights(out: Path) -> dict[str, Tensor]:
+    folder = last_checkpoint(out)
+    assert folder is not None
+    return load_file(folder / "trained.safetensors")

@@ -1,0 +1,190 @@
+"""A run that was killed, whenever it was, and resumed ends as one that was not: the same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pearl.torch_setup import prepare_torchvision
+from pearl.trainer.config import ConfigError, TrainConfig
+from pearl.trainer.run_directory import COMPLETE, checkpoints
+from pearl.trainer.train import train
+from tests.runs import ENVIRONMENT, command, config, data_file, flags, logged, pearl_train, rows
+
+prepare_torchvision()
+from transformers import TrainerCallback  # noqa: E402
+
+# Epochs of five updates, each of two forwards, the fifth of one; dropout needs the random state, and evaluation
+# disturbs it. The checkpoint after ten updates stands between two epochs.
+SETTINGS: dict[str, Any] = {
+    "tune": "lora", "lora_dropout": 0.2, "batch_size": 1, "accumulation": 2, "max_steps": 12, "save_steps": 2,
+    "eval_steps": 3, "eval_fraction": 0.4,
+}  # fmt: skip
+
+# Runs the command, and dies in the middle of writing a file of a checkpoint: the how many'th, says the first argument.
+DYING = """
+import os, signal, sys, torch
+left, write = int(sys.argv.pop(1)), torch.save
+def save(value, path, *rest, **more):
+    global left
+    left -= 1
+    write(value, path, *rest, **more)
+    if not left:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save
+from pearl.cli.train import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data_file(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    train(config(data, out, **SETTINGS), progress=False)
+    return out
+
+
+def assert_same(out: Path, other: Path) -> None:
+    mine, theirs = (folder / "model" / "model.safetensors" for folder in (out, other))
+    assert mine.read_bytes() == theirs.read_bytes()
+    assert logged(out) == logged(other)
+    last, other_last = (load_file(checkpoints(folder)[-1] / "trained.safetensors") for folder in (out, other))
+    assert last.keys() == other_last.keys()
+    assert all(torch.equal(weight, other_last[name]) for name, weight in last.items())
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("steps", [(1,), (5,), (11,), (3, 7, 9)], ids=str)
+def test_a_run_stopped_anywhere_goes_on_bit_for_bit(
+    data: Path, tmp_path: Path, uninterrupted: Path, steps: tuple[int, ...]
+) -> None:
+    settings = config(data, tmp_path / "out", resume=True, **SETTINGS)
+    for step in steps:
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, False, [Stop(step)])
+    assert [int(path.name[11:]) for path in checkpoints(tmp_path / "out")] == [
+        n for n in (2, 4, 6, 8, 10) if n <= step
+    ][-2:]
+    train(replace(settings, data_workers=2 if steps == (5,) else 0), False)
+    assert_same(tmp_path / "out", uninterrupted)
+
+
+def test_a_killed_command_goes_on_bit_for_bit(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    settings = config(data, tmp_path / "out", **SETTINGS)
+    died = subprocess.run([sys.executable, "-c", DYING, "4", *flags(settings)], env=ENVIRONMENT, check=False)
+    assert died.returncode == -9
+    cut = tmp_path / "out" / "checkpoints" / "checkpoint-4"
+    assert cut.exists()
+    assert not (cut / COMPLETE).exists()
+    kill_at(settings, 7, 0.05)
+    ended = pearl_train(*flags(settings), "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert_same(tmp_path / "out", uninterrupted)
+
+
+def kill_at(settings: TrainConfig, step: int, seconds: float) -> None:
+    """Kills the resumed command so long after it logged this update; it may have come to its end by then."""
+    log = Path(settings.out) / "log.jsonl"
+    process = subprocess.Popen(
+        command(*flags(settings), "--resume"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_ten_runs_killed_at_random_end_the_same(data: Path, tmp_path: Path, tune: str) -> None:
+    whole = config(data, tmp_path / "whole", **{**SETTINGS, "tune": tune})
+    assert pearl_train(*flags(whole)).returncode == 0
+    for number in range(10):
+        chance = random.Random(f"{tune} {number}")
+        settings = config(data, tmp_path / f"run-{number}", **{**SETTINGS, "tune": tune})
+        for _ in range(chance.randint(1, 3)):
+            if chance.random() < 0.5:
+                died = [sys.executable, "-c", DYING, str(chance.randint(1, 18)), *flags(settings), "--resume"]
+                subprocess.run(died, env=ENVIRONMENT, check=False, capture_output=True)
+            else:
+                kill_at(settings, chance.randint(1, 11), chance.uniform(0, 0.5))
+        ended = pearl_train(*flags(settings), "--resume")
+        assert ended.returncode == 0, ended.stderr
+        assert_same(Path(settings.out), Path(whole.out))
+
+
+def test_a_run_killed_after_its_last_update_makes_no_further_one(
+    data: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted, out)
+    shutil.rmtree(out / "model")
+    report = train(config(data, out, resume=True, **SETTINGS), progress=False)
+    assert report.steps == 12
+    assert report.evaluation["eval_answers"] > 0
+    assert_same(out, uninterrupted)
+
+
+def test_other_settings_cannot_go_on_with_a_run(data: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted, out)
+    settings = config(data, out, resume=True, **SETTINGS)
+    with pytest.raises(ConfigError, match=r"learning_rate: 0.01 → 0.1; lora_rank: 64 → 8"):
+        train(replace(settings, learning_rate=0.1, lora_rank=8), progress=False)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(replace(settings, resume=False), progress=False)
+
+
+def test_other_data_cannot_go_on_with_a_run(tmp_path: Path) -> None:
+    data = data_file(tmp_path)
+    settings = config(data, tmp_path / "out", max_steps=1)
+    train(settings, progress=False)
+    data_file(tmp_path, rows(13))
+    with pytest.raises(ConfigError, match="had other trajectories"):
+        train(replace(settings, resume=True), progress=False)
+
+
+def test_only_the_last_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
+    train(config(data, tmp_path / "out", save_steps=1, keep_checkpoints=3), progress=False)
+    names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert names == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+
+
+def test_what_a_run_left_that_came_to_nothing_is_cleared(data: Path, tmp_path: Path) -> None:
+    settings = config(data, tmp_path / "out", save_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, False, [Stop(2)])
+    train(replace(settings, learning_rate=1e-3), progress=False)
+    assert len(logged(tmp_path / "out")) == 4
+
+
+def test_the_resolved_settings_stand_beside_the_checkpoints(uninterrupted: Path) -> None:
+    resolved = json.loads((uninterrupted / "config.json").read_text())["resolved"]
+    assert (resolved["tune"], resolved["precision"], resolved["objective_options"]["lambda_"]) == ("lora", "fp32", 0.2)

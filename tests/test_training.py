@@ -1,0 +1,193 @@
+"""The training loop: what is trained and saved, the same update however it is made, killed runs, plain checkpoints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pearl.torch_setup import prepare_torchvision
+from pearl.trainer.config import TrainConfig
+from pearl.trainer.models import part_of
+from pearl.trainer.train import prepare, train
+from tests.runs import ENVIRONMENT, config, data_file, flags, logged, merged_weights, model, run, trained_weights
+from tests.tiny_vlms import FAMILIES
+
+prepare_torchvision()
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback  # noqa: E402
+
+TERMS = ("loss", "loss_vlm", "loss_jepa", "loss_nextlat", "loss_nextlat_token")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data_file(tmp_path_factory.mktemp("data"))
+
+
+# one update, however it is made
+
+
+class Gradients(TrainerCallback):
+    """Keeps the first update's, clipped."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, *args: Any, **rest: Any) -> None:
+        if not self.first:
+            self.first = {n: p.grad.clone() for n, p in rest["model"].named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def whole_batches(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """Three updates of four trajectories each, in one forward; and the first gradients."""
+    out, gradients = tmp_path_factory.mktemp("whole") / "out", Gradients()
+    train(config(data, out, batch_size=4, max_steps=3, learning_rate=1e-3), False, [gradients])
+    return out, gradients.first
+
+
+@pytest.mark.parametrize("batch_size", [2, 1])
+def test_accumulated_forwards_are_one_update(
+    data: Path, tmp_path: Path, whole_batches: tuple[Path, dict[str, Tensor]], batch_size: int
+) -> None:
+    whole, gradients = whole_batches
+    mine = Gradients()
+    settings = config(data, tmp_path / "out", batch_size=batch_size, accumulation=4 // batch_size)
+    train(replace(settings, max_steps=3, learning_rate=1e-3), False, [mine])
+    for name in TERMS:
+        assert logged(tmp_path / "out", name) == pytest.approx(logged(whole, name), rel=1e-4), name
+    assert mine.first.keys() == gradients.keys()
+    for name, gradient in mine.first.items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-3, atol=1e-6)
+    weights = trained_weights(whole)
+    for name, weight in trained_weights(tmp_path / "out").items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5)
+
+
+def on_two_processes(settings: TrainConfig) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    started = [*launcher, "-m", "pearl.cli.train", *flags(settings)]
+    ended = subprocess.run(started, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("updates; the model:") == 1
+
+
+def test_two_processes_make_the_same_updates(
+    data: Path, tmp_path: Path, whole_batches: tuple[Path, dict[str, Tensor]]
+) -> None:
+    on_two_processes(config(data, tmp_path / "out", batch_size=2, max_steps=3, learning_rate=1e-3))
+    for name in TERMS:
+        assert logged(tmp_path / "out", name) == pytest.approx(logged(whole_batches[0], name), rel=1e-4), name
+    weights = trained_weights(whole_batches[0])
+    for name, weight in trained_weights(tmp_path / "out").items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_gradient_checkpointing_changes_no_loss(data: Path, tmp_path: Path, tune: str) -> None:
+    for on in (False, True):
+        run(data, tmp_path / str(on), tune=tune, lora_dropout=0.0, gradient_checkpointing=on)
+    assert logged(tmp_path / "True") == pytest.approx(logged(tmp_path / "False"), rel=1e-5)
+
+
+def test_bf16_takes_steps(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "fp32", max_steps=6)
+    run(data, tmp_path / "bf16", max_steps=6, precision="bf16")
+    plain, half = logged(tmp_path / "fp32"), logged(tmp_path / "bf16")
+    assert half == pytest.approx(plain, rel=0.05)
+    assert half != plain
+    assert half[-1] < half[0] - 0.1
+
+
+def test_weights_are_saved_in_the_type_that_they_had(data: Path, tmp_path: Path) -> None:
+    half = AutoModelForImageTextToText.from_pretrained(model(), dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    AutoProcessor.from_pretrained(model()).save_pretrained(tmp_path / "half")
+    run(data, tmp_path / "out", model=str(tmp_path / "half"))
+    assert {weight.dtype for weight in merged_weights(tmp_path / "out").values()} == {torch.bfloat16}
+    assert {weight.dtype for weight in trained_weights(tmp_path / "out").values()} == {torch.float32}
+
+
+# what is trained
+
+
+class Changes(TrainerCallback):
+    """Which weights a run changed."""
+
+    def on_train_begin(self, *args: Any, **rest: Any) -> None:
+        self.before = {name: weight.detach().clone() for name, weight in rest["model"].named_parameters()}
+
+    def on_train_end(self, *args: Any, **rest: Any) -> None:
+        model = rest["model"]
+        self.all = set(self.before)
+        self.trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        self.changed = {n for n, weight in model.named_parameters() if not torch.equal(weight, self.before[n])}
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision",), ("projector",), ("language",), ("vision", "language")])
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_what_is_not_frozen_is_trained_and_nothing_else(
+    data: Path, tmp_path: Path, tune: str, freeze: tuple[str, ...]
+) -> None:
+    changes = Changes()
+    train(config(data, tmp_path / "out", tune=tune, freeze=freeze, lora_dropout=0.0), False, [changes])
+    assert changes.changed == changes.trained
+    assert trained_weights(tmp_path / "out").keys() == changes.trained
+    family = prepare(config(data, tmp_path / "other")).learner.family
+    bare = {name.removeprefix("vlm.").removeprefix("base_model.model.") for name in changes.changed}
+    parts = {part_of(name, family) for name in bare if not name.startswith("losses.")}
+    assert parts == {"vision", "projector", "language"} - set(freeze)
+    assert {name for name in changes.all if name.startswith("losses.")} <= changes.changed
+    if tune == "lora":
+        assert all("lora_" in name or name.startswith("losses.") for name in changes.changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_sit_on_all_linear_layers_but_the_head(data: Path, tmp_path: Path, family: str) -> None:
+    plain = prepare(config(data, tmp_path / "full", family, tune="full")).learner.base
+    head = plain.get_output_embeddings()
+    linear = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    learner = prepare(config(data, tmp_path / "lora", family, tune="lora")).learner
+    adapted = {name.partition(".lora_A")[0] for name, _ in learner.base.named_parameters() if ".lora_A" in name}
+    assert adapted == linear
+    trained = {name for name, weight in learner.vlm.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name for name in trained)
+
+
+def test_predictor_tokens_and_dynamics_head_are_in_checkpoints_only(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "out")
+    own = {name for name in trained_weights(tmp_path / "out") if name.startswith("losses.")}
+    assert "losses.predictors" in own
+    assert sum(name.startswith("losses.dynamics.layers") for name in own) == 6
+    assert merged_weights(tmp_path / "out").keys() == load_file(model() / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["room in the vocabulary", "a vocabulary that grows"])
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_an_objectives_tokens_are_trained_and_exported(data: Path, tmp_path: Path, tune: str, padded: bool) -> None:
+    base = tmp_path / "base"
+    processor = AutoProcessor.from_pretrained(model())
+    vlm: Any = AutoModelForImageTextToText.from_pretrained(model())
+    if not padded:
+        vlm.resize_token_embeddings(len(processor.tokenizer))
+    vlm.save_pretrained(base)
+    processor.save_pretrained(base)
+    run(data, tmp_path / "out", model=str(base), tune=tune, objective="lvr")
+    tokens = AutoProcessor.from_pretrained(tmp_path / "out" / "model").tokenizer
+    new = tokens.convert_tokens_to_ids(["<|lvr_start|>", "<|lvr|>", "<|lvr_end|>"])
+    assert new == [len(processor.tokenizer) + number for number in range(3)]
+    before = vlm.get_input_embeddings().weight
+    made: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / "model")
+    after = made.get_input_embeddings().weight
+    assert len(after) == (len(before) if padded else len(tokens))
+    moved = set((after[: len(before)] != before).any(1).nonzero()[:, 0].tolist()) | set(range(len(before), len(after)))
+    assert set(new) <= moved
+    if tune == "lora":
+        assert set(new) == moved
