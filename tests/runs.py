@@ -83,6 +83,12 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "pearl.cli.train", *map(str, arguments)]
 
 
+def on_two_processes(settings: TrainConfig, *more: str) -> list[str]:
+    """The command line that runs them under torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, "-m", "pearl.cli.train", *flags(settings), *more]
+
+
 def logged(out: Path, name: str = "loss") -> list[float]:
     """A figure of every update."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

@@ -268,7 +268,7 @@ def without_first(view: View) -> View:
 
 
 @given(st.lists(made_by_hand(), min_size=1, max_size=3), st.sampled_from(LAYOUTS))
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=80, deadline=None, derandomize=True)
 def test_a_token_sees_its_own_view_up_to_itself_and_nothing_else(
     given_examples: list[Example], layout: tuple[bool, bool]
 ) -> None:

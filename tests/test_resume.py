@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.run_directory import COMPLETE, checkpoints
 from pearl.trainer.train import train
-from tests.runs import ENVIRONMENT, command, config, data_file, flags, logged, pearl_train, rows
+from tests.runs import ENVIRONMENT, command, config, data_file, flags, logged, on_two_processes, pearl_train, rows
 
 prepare_torchvision()
 from transformers import TrainerCallback  # noqa: E402
@@ -109,15 +112,30 @@ def test_a_killed_command_goes_on_bit_for_bit(data: Path, tmp_path: Path, uninte
 
 def kill_at(settings: TrainConfig, step: int, seconds: float) -> None:
     """Kills the resumed command so long after it logged this update; it may have come to its end by then."""
-    log = Path(settings.out) / "log.jsonl"
-    process = subprocess.Popen(
-        command(*flags(settings), "--resume"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    kill_after(command(*flags(settings), "--resume"), Path(settings.out), step, seconds)
+
+
+def kill_after(started: list[str], out: Path, step: int, seconds: float) -> None:
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(started, env=ENVIRONMENT, stdout=quiet, stderr=quiet, start_new_session=True)
+    log = out / "log.jsonl"
     while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
         time.sleep(0.002)
     time.sleep(seconds)
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_their_second_epoch_go_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    both: dict[str, Any] = {"tune": "lora", "lora_dropout": 0.2, "batch_size": 1, "max_steps": 15, "save_steps": 2}
+    whole, settings = config(data, tmp_path / "whole", **both), config(data, tmp_path / "out", **both)
+    subprocess.run(on_two_processes(whole), env=ENVIRONMENT, check=True)
+    kill_after(on_two_processes(settings), tmp_path / "out", 10, 0.1)
+    assert not (tmp_path / "out" / "model").exists()
+    subprocess.run(on_two_processes(settings, "--resume"), env=ENVIRONMENT, check=True)
+    assert_same(tmp_path / "out", tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pearl.records import EncodedImage
 from pearl.torch_setup import prepare_torchvision
-from pearl.trainer.config import TrainConfig
+from pearl.trainer.learner import Learner
+from pearl.trainer.loop import NanLoss
 from pearl.trainer.models import part_of
-from pearl.trainer.train import prepare, train
-from tests.runs import ENVIRONMENT, config, data_file, flags, logged, merged_weights, model, run, trained_weights
+from pearl.trainer.packing import Batch
+from pearl.trainer.train import dry_run, prepare, train
+from tests.runs import (
+    ENVIRONMENT,
+    config,
+    data_file,
+    logged,
+    merged_weights,
+    model,
+    on_two_processes,
+    rows,
+    run,
+    trained_weights,
+)
 from tests.tiny_vlms import FAMILIES
 
 prepare_torchvision()
@@ -71,18 +84,15 @@ def test_accumulated_forwards_are_one_update(
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5)
 
 
-def on_two_processes(settings: TrainConfig) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    started = [*launcher, "-m", "pearl.cli.train", *flags(settings)]
-    ended = subprocess.run(started, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("updates; the model:") == 1
-
-
 def test_two_processes_make_the_same_updates(
     data: Path, tmp_path: Path, whole_batches: tuple[Path, dict[str, Tensor]]
 ) -> None:
-    on_two_processes(config(data, tmp_path / "out", batch_size=2, max_steps=3, learning_rate=1e-3))
+    settings = config(data, tmp_path / "out", batch_size=2, max_steps=3, learning_rate=1e-3)
+    ended = subprocess.run(
+        on_two_processes(settings), env=ENVIRONMENT, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("updates; the model:") == 1
     for name in TERMS:
         assert logged(tmp_path / "out", name) == pytest.approx(logged(whole_batches[0], name), rel=1e-4), name
     weights = trained_weights(whole_batches[0])
@@ -106,13 +116,34 @@ def test_bf16_takes_steps(data: Path, tmp_path: Path) -> None:
     assert half[-1] < half[0] - 0.1
 
 
-def test_weights_are_saved_in_the_type_that_they_had(data: Path, tmp_path: Path) -> None:
-    half = AutoModelForImageTextToText.from_pretrained(model(), dtype=torch.bfloat16)
-    half.save_pretrained(tmp_path / "half")
-    AutoProcessor.from_pretrained(model()).save_pretrained(tmp_path / "half")
-    run(data, tmp_path / "out", model=str(tmp_path / "half"))
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights are stored in bf16."""
+    folder = tmp_path_factory.mktemp("half")
+    AutoModelForImageTextToText.from_pretrained(model(), dtype=torch.bfloat16).save_pretrained(folder)
+    AutoProcessor.from_pretrained(model()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_weights_are_saved_in_the_type_that_they_had(data: Path, tmp_path: Path, half: Path, tune: str) -> None:
+    run(data, tmp_path / "out", model=str(half), tune=tune)
     assert {weight.dtype for weight in merged_weights(tmp_path / "out").values()} == {torch.bfloat16}
     assert {weight.dtype for weight in trained_weights(tmp_path / "out").values()} == {torch.float32}
+
+
+def test_frozen_weights_stay_bf16_where_they_were(data: Path, tmp_path: Path, half: Path) -> None:
+    settings = config(data, tmp_path / "out", model=str(half), tune="lora", precision="bf16", objective="lvr")
+    types = {(weight.requires_grad, weight.dtype) for weight in prepare(settings).learner.parameters()}
+    assert types == {(True, torch.float32), (False, torch.bfloat16)}
+    assert dry_run(settings).gigabytes < dry_run(replace(settings, precision="fp32")).gigabytes
+    losses = []
+    for precision in ("bf16", "fp32"):
+        train(replace(settings, precision=precision, out=str(tmp_path / precision), max_steps=6), False)
+        losses.append(logged(tmp_path / precision))
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    wholly = replace(settings, precision="bf16", model=str(model()))
+    assert {weight.dtype for weight in prepare(wholly).learner.parameters()} == {torch.float32}
 
 
 # what is trained
@@ -191,3 +222,55 @@ def test_an_objectives_tokens_are_trained_and_exported(data: Path, tmp_path: Pat
     assert set(new) <= moved
     if tune == "lora":
         assert set(new) == moved
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_does_harm(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Learner.forward
+
+    def poisoned(learner: Learner, batch: Batch) -> dict[str, Tensor]:
+        terms = forward(learner, batch)
+        if "row-05" in batch.sample_ids:
+            terms["vlm"] = terms["vlm"] + (0 * next(learner.parameters()).sum()).sqrt()  # 0, with an infinite slope
+        return terms
+
+    monkeypatch.setattr(Learner, "forward", poisoned)
+    with pytest.raises(
+        NanLoss, match=r"the loss's gradient is no number in step \d, on (row-05, row-\d\d|row-\d\d, row-05);"
+    ):
+        run(data, tmp_path / "out", max_steps=12, save_steps=0, batch_size=1, accumulation=2)
+    assert all(weight.isfinite().all() for weight in trained_weights(tmp_path / "out").values())
+
+
+def test_dropout_and_data_do_not_depend_on_workers_evaluation_or_logging(data: Path, tmp_path: Path) -> None:
+    settings = config(data, tmp_path / "out", tune="lora", lora_dropout=0.3, max_steps=7, eval_fraction=0.4)
+    train(settings, False)
+    train(replace(settings, out=str(tmp_path / "other"), data_workers=2, eval_steps=2, log_steps=3), False)
+    weights = trained_weights(tmp_path / "out")
+    assert all(torch.equal(weight, weights[name]) for name, weight in trained_weights(tmp_path / "other").items())
+
+
+def test_evaluation_is_a_mean_over_all_that_is_held_out(data: Path, tmp_path: Path) -> None:
+    """However it is cut into batches; and the losses are those of training."""
+    held = data_file(tmp_path, rows()[:5], "held.parquet")
+    found = []
+    for batch_size in (1, 2, 5):
+        settings = config(
+            data, tmp_path / str(batch_size), batch_size=batch_size, eval_data=str(held), learning_rate=1e-9
+        )
+        found.append(train(replace(settings, max_steps=1), False).evaluation)
+    for name in (f"eval_{term}" for term in TERMS):
+        assert [one[name] for one in found] == pytest.approx([found[0][name]] * 3, rel=1e-5), name
+    run(held, tmp_path / "out", batch_size=5, max_steps=1)
+    assert logged(tmp_path / "out") == pytest.approx([found[0]["eval_loss"]], rel=1e-5)
+    assert found[0]["eval_answers"] == 5
+    assert found[0]["eval_answer_chance"] == pytest.approx(1 / 3)
+
+
+def test_evaluation_goes_on_over_what_cannot_be_used(data: Path, tmp_path: Path) -> None:
+    good = rows()[:4]
+    held = data_file(tmp_path, [replace(good[0], image=EncodedImage(b"no image")), *good[1:]], "held.parquet")
+    report = run(data, tmp_path / "out", eval_data=str(held))
+    assert report.evaluation["eval_answers"] == 3
+    assert report.refused == 1

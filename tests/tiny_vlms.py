@@ -381,6 +381,35 @@ def _gemma3_config(tokenizer: Any) -> Any:
     )
 
 
+def _vipllava_config(tokenizer: Any) -> Any:
+    return transformers.VipLlavaConfig(
+        text_config=_text(tokenizer, model_type="llama"),
+        vision_config=_vision(model_type="clip_vision_model", projection_dim=HIDDEN // 2),
+        image_token_index=_id(tokenizer, "<image>"),
+        vision_feature_layer=[-1, -2],
+    )
+
+
+def _recurrent_llava_config(tokenizer: Any) -> Any:
+    """One layer of the language model is a short convolution, which knows no mask."""
+    layers = ["conv", "full_attention"]
+    return transformers.LlavaConfig(
+        text_config=_text(tokenizer, model_type="lfm2", block_ff_dim=2 * HIDDEN, layer_types=layers),
+        vision_config=_vision(model_type="clip_vision_model", projection_dim=HIDDEN // 2),
+        image_token_index=_id(tokenizer, "<image>"),
+    )
+
+
+def _qwen2_vl_processor() -> Any:
+    return _qwen_processor(transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor, _CHATML)
+
+
+def _qwen2_vl_config(tokenizer: Any) -> Any:
+    text = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+    vision = {"embed_dim": HIDDEN // 2, "hidden_size": HIDDEN}
+    return _qwen_config(transformers.Qwen2VLConfig, tokenizer, text, vision)
+
+
 _CHATML_STOPS = ("<|im_end|>", "<|endoftext|>")
 
 _FAMILIES = {
@@ -395,3 +424,10 @@ _FAMILIES = {
 }
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
+
+_FAMILIES |= {
+    "vipllava": _Family(_llava_processor, _vipllava_config, ("</s>",)),
+    "recurrent_llava": _Family(_llava_processor, _recurrent_llava_config, ("</s>",)),
+    "qwen2_vl": _Family(_qwen2_vl_processor, _qwen2_vl_config, _CHATML_STOPS),
+}
+"""And of families that the trainer does not know."""

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from pearl import __version__
 from pearl.errors import PearlError
-from pearl.trainer.config import TrainConfig, load_config, make_config
+from pearl.trainer.config import TrainConfig, make_config, read_settings
 
 console = Console(markup=False, highlight=False, soft_wrap=True)
 errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
@@ -74,7 +74,8 @@ def train(
         str | None, opt(WHAT, "pearl (default), sft, sft-answer, lvr, mirage, or a plug-in's.")
     ] = None,
     config: Annotated[
-        Path | None, opt(WHAT, "Settings as JSON (see recipes/paper); options change single ones.")
+        list[Path] | None,
+        opt(WHAT, "Settings as JSON (recipes/paper); repeatable, the later wins; options win over all."),
     ] = None,
     template: Annotated[str | None, opt(WHAT, "Conversation template: a shipped name or a JSON file.")] = None,
     option: Annotated[
@@ -87,6 +88,9 @@ def train(
     no_nextlat: Annotated[bool, opt(PEARL, "Without L_NextLat.", "--no-nextlat")] = False,
     nextlat_token: Annotated[NextLatToken | None, opt(PEARL, "The token that L_NextLat predicts (next).")] = None,
     targets: Annotated[Targets | None, opt(PEARL, "Predict the trajectory's end, or each step's observation.")] = None,
+    target_encoder: Annotated[
+        str | None, opt(PEARL, "Predict a frozen image encoder's view of each tool image: timm:NAME or a folder.")
+    ] = None,
     direct_weight: Annotated[float | None, opt(PEARL, "Weight of a further loss on the direct answer (0).")] = None,
     model: Annotated[str | None, opt(MODEL, "A transformers folder or Hub id; default: the built-in vlm-nano.")] = None,
     tune: Annotated[Tune | None, opt(MODEL, "All weights or LoRA; auto: all below 100M parameters.")] = None,
@@ -164,17 +168,29 @@ def _settings(given: dict[str, Any]) -> TrainConfig:
         changes["tree"] = False
     options: dict[str, Any] = {
         name: str(given[name]) if isinstance(given[name], StrEnum) else given[name]
-        for name in ("lambda_", "num_predictor_tokens", "jepa_distance", "nextlat_token", "targets", "direct_weight")
+        for name in (
+            "lambda_",
+            "num_predictor_tokens",
+            "jepa_distance",
+            "nextlat_token",
+            "targets",
+            "target_encoder",
+            "direct_weight",
+        )
         if name in given
     }
     options |= {name: False for name in ("jepa", "nextlat") if f"no_{name}" in given}
     options |= dict(_pair(text) for text in given.get("option", ()))
-    if "config" in given:
-        base = load_config(given["config"], **changes)
-        return make_config({**base.to_json(), "objective_options": {**base.objective_options, **options}}, "options")
-    if "data" not in changes:
-        raise PearlError("say what to train on: --data traj.parquet (pearl-gen trajectories makes one), or --config")
-    return make_config({**changes, "objective_options": options}, "options")
+    settings: dict[str, Any] = {"objective_options": {}}
+    for path in given.get("config", ()):
+        found = read_settings(path)
+        make_config({"data": "", **found}, str(path))
+        merged = {**settings["objective_options"], **found.get("objective_options", {})}
+        settings |= {**found, "objective_options": merged}
+    settings |= {**changes, "objective_options": {**settings["objective_options"], **options}}
+    if "data" not in settings:
+        raise PearlError("say what to train on: --data traj.parquet (pearl-gen trajectories makes one)")
+    return make_config(settings, "settings")
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -121,11 +121,11 @@ FREE_TO_CHANGE = frozenset({"out", "resume", "data_workers", "keep_checkpoints",
 """What a resumed run may have otherwise than the run that it continues: the weights do not depend on it."""
 
 
-def load_config(path: Path, **changes: Any) -> TrainConfig:
-    """Settings of a JSON file, changed by what is given.
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of a JSON file; several files may make one configuration.
 
     Raises:
-        ConfigError: no JSON object, or a setting is unknown, missing or wrong.
+        ConfigError: it cannot be read, is no JSON object, or a setting is unknown or of another type.
     """
     try:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -133,19 +133,19 @@ def load_config(path: Path, **changes: Any) -> TrainConfig:
         raise ConfigError(f"{path} cannot be read as settings: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} is not a JSON object of settings")
-    return make_config({**settings, **changes}, str(path))
+    return checked(TrainConfig, settings, str(path), complete=False)
 
 
 def make_config(settings: Mapping[str, Any], where: str) -> TrainConfig:
     """
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: a setting is unknown, missing or wrong.
     """
     return TrainConfig(**checked(TrainConfig, settings, where))
 
 
-def checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Values for the fields of a dataclass, each of its field's type.
+def checked(kind: type, values: Mapping[str, Any], where: str, complete: bool = True) -> dict[str, Any]:
+    """Values for the fields of a dataclass, each of its field's type; for all that need one, if `complete`.
 
     Raises:
         ConfigError: one is unknown, missing or of another type; the message names it and what is possible.
@@ -156,7 +156,7 @@ def checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
     if unknown := sorted(values.keys() - known):
         raise ConfigError(f"{where}: unknown {', '.join(unknown)}; there are {', '.join(sorted(known)) or 'none'}")
     needed = {name for name, field in known.items() if field.default is field.default_factory is MISSING}
-    if missing := sorted(needed - values.keys()):
+    if complete and (missing := sorted(needed - values.keys())):
         raise ConfigError(f"{where}: {', '.join(missing)} must be given")
     hints = get_type_hints(kind)
     found = {}

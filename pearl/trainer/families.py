@@ -95,6 +95,10 @@ class Family:
     vision_parts: ClassVar[tuple[str, ...]] = ("vision_tower",)
     projector_parts: ClassVar[tuple[str, ...]] = ("multi_modal_projector",)
     language_part: ClassVar[str] = "language_model"
+    tree: ClassVar[bool] = True
+    """Whether views may stand beside each other in one row."""
+    layer_types: ClassVar[frozenset[str]] = frozenset({"full_attention"})
+    """The kinds of language layers whose masks it makes."""
     differs_among_others: ClassVar[bool] = False
     """Whether an image is preprocessed in another way where a conversation has several."""
 
@@ -267,26 +271,26 @@ class LlavaOnevision(Family):
 
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {
-            "pixel_values": _padded([image["pixel_values"] for image in images]),
+            "pixel_values": torch.cat([image["pixel_values"][0] for image in images]),
             "image_sizes": torch.cat([image["image_sizes"] for image in images]),
             "num_views": torch.tensor([image["pixel_values"].shape[1] for image in images]),
         }
 
     def visual(self, core: nn.Module, inputs: Mapping[str, Tensor]) -> Visual:
-        alone = inputs["num_views"] > 1
-        features: list[Tensor | None] = [None] * len(alone)
-        for kind in (alone, ~alone):
-            if count := int(kind.sum()):
+        counts = inputs["num_views"].tolist()
+        pixels = inputs["pixel_values"].split(counts)
+        features: dict[int, Tensor] = {}
+        for alone in (True, False):
+            if chosen := [number for number, count in enumerate(counts) if (count > 1) == alone]:
                 output: Any = core.get_image_features(  # type: ignore[operator]
-                    pixel_values=inputs["pixel_values"][kind],
-                    image_sizes=inputs["image_sizes"][kind],
-                    # how many stand in each conversation; it only asks whether that is one
-                    batch_num_images=[1] * count if kind is alone else [count + 1],
+                    pixel_values=torch.cat([pixels[number] for number in chosen]),
+                    image_sizes=inputs["image_sizes"][chosen],
+                    # how many images each conversation has, of which it only asks whether that is one
+                    batch_num_images=[1] * len(chosen) if alone else [len(chosen) + 1],
                     return_dict=True,
                 )
-                for index, feature in zip(kind.nonzero()[:, 0].tolist(), output.pooler_output, strict=True):
-                    features[index] = feature
-        return Visual(_rows([feature for feature in features if feature is not None]))
+                features |= zip(chosen, output.pooler_output, strict=True)
+        return Visual(_rows([features[number] for number in range(len(counts))]))
 
 
 class Llava(Family):
@@ -324,6 +328,8 @@ class InternVL(Llava):
 class Gemma3(Family):
     """Images see themselves in both directions; most layers look back through a sliding window only."""
 
+    layer_types = frozenset({"full_attention", "sliding_attention"})
+
     def placeholder(self, processor: Any) -> str:
         return str(processor.boi_token)
 
@@ -347,6 +353,26 @@ class Gemma3(Family):
         }
 
 
+class Unknown(Family):
+    """A family that nothing is known about: what transformers has in common, each view in a row of its own.
+
+    Its own code makes the mask, so layers without attention work too. Whether its positions are one-dimensional and
+    its images go where their tokens stand is tried on an example before any work (`models.check_unknown`).
+    """
+
+    tree = False
+
+    def check_options(self) -> None:
+        pass
+
+    def language(self, core: nn.Module) -> nn.Module:
+        decoder: nn.Module = core.get_decoder()  # type: ignore[operator]
+        return decoder
+
+    def mask(self, core: nn.Module, attention: Attention, dtype: torch.dtype) -> Any:
+        return attention.allowed[:, :, 0].long()  # padding alone does not see a row's first token
+
+
 FAMILIES: dict[str, type[Family]] = {
     "qwen2_5_vl": QwenVL,
     "qwen3_vl": Qwen3VL,
@@ -357,6 +383,14 @@ FAMILIES: dict[str, type[Family]] = {
     "internvl": InternVL,
     "gemma3": Gemma3,
 }
+
+
+def family_of(settings: Any) -> type[Family]:
+    """The family of a model's configuration; `Unknown` too where its language model has layers that a known family
+    makes no mask for, such as recurrent ones."""
+    known = FAMILIES.get(settings.model_type)
+    layers = set(getattr(settings.get_text_config(), "layer_types", None) or {"full_attention"})
+    return known if known is not None and layers <= known.layer_types else Unknown
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

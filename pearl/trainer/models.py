@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,13 +12,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from pearl.errors import PearlError
+from pearl.images import encode
+from pearl.records import EncodedImage
 from pearl.torch_setup import prepare_torchvision
-from pearl.trainer.config import TrainConfig
-from pearl.trainer.families import FAMILIES, Family
+from pearl.trainer.config import Precision, TrainConfig
+from pearl.trainer.conversation import ImagePart, Turn
+from pearl.trainer.families import FAMILIES, Family, Unknown, family_of
 from pearl.trainer.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -41,7 +47,7 @@ class Loaded:
 
 
 def load(config: TrainConfig, objective: Objective) -> Loaded:
-    """The model in fp32 or bf16 as its weights are to be kept, with the objective's special tokens added.
+    """The model in fp32, with the objective's special tokens added.
 
     Raises:
         ModelError: it is not there, is no vision-language model, has pickle weights, or belongs to a family that
@@ -50,15 +56,18 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
     prepare_torchvision()
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     name = config.model or str(files("pearl") / "assets" / "vlm-nano")
     refuse_pickle(name, config.allow_pickle)
     code = {"trust_remote_code": config.trust_remote_code}
     try:
         settings = AutoConfig.from_pretrained(name, **code)
-        if settings.model_type not in FAMILIES:
-            there = ", ".join(FAMILIES)
-            raise ModelError(f"{name} is of the family {settings.model_type!r}; those that can be trained: {there}")
+        if type(settings) not in AutoModelForImageTextToText._model_mapping and not config.trust_remote_code:
+            raise ModelError(f"{name} is of the family {settings.model_type!r}, which is no vision-language model")
+        own = getattr(settings, "auto_map", None) or {}
+        if settings.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and "AutoModelForImageTextToText" not in own:
+            raise ModelError(f"{name} is of the type {settings.model_type!r}, which is no vision-language model")
         if getattr(settings, "quantization_config", None) is not None:
             raise ModelError(f"{name} has quantized weights, which cannot be trained: give the model it was made from")
         processor = AutoProcessor.from_pretrained(name, **code)
@@ -76,11 +85,58 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"{name} lacks {len(missing)} of its model's weights, such as {missing[0]}")
     pixels = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-    family = FAMILIES[settings.model_type](image_options={k: v for k, v in pixels.items() if v is not None})
+    family = family_of(settings)(image_options={k: v for k, v in pixels.items() if v is not None})
     family.check_options()
+    if isinstance(family, Unknown):
+        check_unknown(vlm, processor, family, name)
     _add_tokens(vlm, processor, objective)
     stored = settings.dtype if isinstance(settings.dtype, torch.dtype) else torch.float32
     return Loaded(vlm, processor, family, stored)
+
+
+@torch.no_grad()
+def check_unknown(vlm: Any, processor: Any, family: Unknown, name: str) -> None:
+    """Runs a conversation with two images our way and the model's own, and says on stderr what follows.
+
+    Raises:
+        ModelError: the states differ, or our way fails: the model cannot be trained here.
+    """
+    from pearl.trainer.learner import Learner
+    from pearl.trainer.objectives.sft import NextToken
+    from pearl.trainer.packing import Example, Packer
+    from pearl.trainer.views import ViewEncoder
+
+    kind, known = vlm.config.model_type, ", ".join(FAMILIES)
+    try:
+        encoder = ViewEncoder(processor, family)
+        pictures = [Image.effect_mandelbrot((96, 64 + 8 * n), (-2, -1.5, 1, 1.5), 50).convert("RGB") for n in range(2)]
+        images = [encoder.image(EncodedImage(encode(np.array(picture), "png"))) for picture in pictures]
+        turns = [Turn("user", (ImagePart(0), "One?")), Turn("assistant", ("Two.",), True)]
+        turns += [Turn("user", (ImagePart(1), "Three?")), Turn("assistant", ("Four.",), True)]
+        view = encoder.view(turns, images)
+        batch = Packer(family, vlm.config, encoder.padding, tree=False)([Example("", tuple(images), {"full": view})])
+        ours = Learner(vlm, family, NextToken("full")).eval().states(batch).of("full", torch.arange(len(view)))
+        content = [{"role": t.role, "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"}
+                    for p in t.parts]} for t in turns]  # fmt: skip
+        text = processor.apply_chat_template(content, tokenize=False)
+        inputs = processor(text=[text], images=[pictures], return_tensors="pt")
+        theirs = vlm.model(**inputs).last_hidden_state[0, : len(view) - 1]
+        apart = float((ours[:-1] - theirs).abs().max() / theirs.abs().max())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(
+            f"{name} is of the family {kind!r}, which cannot be trained here ({reason}); known: {known}"
+        ) from error
+    if apart > 1e-3:
+        raise ModelError(
+            f"{name} is of the family {kind!r}, whose positions or images work in a way of their own (states differ "
+            f"by {apart:.0%}): it cannot be trained here; known: {known}"
+        )
+    print(
+        f"note: nothing is known about the family {kind!r} (or its layers), so each view has a row of its own: slower; "
+        "on an example its states are right",
+        file=sys.stderr,
+    )
 
 
 @contextmanager
@@ -119,7 +175,7 @@ def refuse_pickle(name: str, allowed: bool) -> None:
 def _add_tokens(vlm: Any, processor: Any, objective: Objective) -> None:
     if not objective.special_tokens:
         return
-    processor.tokenizer.add_special_tokens({"additional_special_tokens": list(objective.special_tokens)})
+    processor.tokenizer.add_tokens(list(objective.special_tokens), special_tokens=True)
     if len(processor.tokenizer) > vlm.get_input_embeddings().num_embeddings:
         vlm.resize_token_embeddings(len(processor.tokenizer), mean_resizing=True)
 
@@ -128,7 +184,8 @@ def make_trainable(loaded: Loaded, config: TrainConfig, objective: Objective) ->
     """Decides for every weight whether it is trained; under LoRA the model comes back wrapped by PEFT.
 
     All linear layers of the parts that are not frozen get adapters, the head excepted. The rows of an objective's
-    special tokens are trained in either case.
+    special tokens are trained in either case. What is trained is fp32; what is not stays bf16 in a bf16 run, where it
+    is stored so.
     """
     vlm: Any = loaded.vlm
     for name, parameter in vlm.named_parameters():
@@ -158,6 +215,9 @@ def _with_adapters(loaded: Loaded, config: TrainConfig, objective: Objective) ->
     ]
     if not targets:
         raise ModelError("no linear layer is left for adapters: freeze less, or --tune full")
+    if precision(config) == "bf16" and loaded.stored_dtype is torch.bfloat16:  # then nothing is lost by it
+        for parameter in vlm.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
     tokens = loaded.processor.tokenizer.convert_tokens_to_ids(list(objective.special_tokens))
     lora = LoraConfig(
         r=config.lora_rank,
@@ -166,7 +226,17 @@ def _with_adapters(loaded: Loaded, config: TrainConfig, objective: Objective) ->
         target_modules="|".join(re.escape(name) for name in targets),
         trainable_token_indices=tokens or None,
     )
-    return get_peft_model(vlm, lora)
+    wrapped = get_peft_model(vlm, lora)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def precision(config: TrainConfig) -> Precision:
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def part_of(name: str, family: Family) -> str | None:

@@ -256,20 +256,20 @@ class _Source:
         table[_LATENT, view.latent_slots] = np.arange(view.latent_slots.sum())
         return table
 
-    def shared(self, trunk: str, name: str) -> int:
-        """How many tokens at its beginning a view has in common with the trunk: the same, at the same positions."""
+    def shared(self, trunk: str, name: str, before: Sequence[int] = ()) -> int:
+        """How many tokens at its beginning a view has in common with the trunk: the same, at the same positions; none
+        of those whose states are asked for anew (`before`), nor what follows them."""
         a, b = self._tables[trunk], self._tables[name]
         length = min(a.shape[1], b.shape[1])
         same = (a[:, :length] == b[:, :length]).all(0) & (a[_LATENT, :length] < 0)
-        count = length if same.all() else int(np.argmin(same))
+        count = min([length if same.all() else int(np.argmin(same)), *before])
         while count and any(_inside_run(table[_BLOCK], count) for table in (a, b)):
             count -= 1  # an image's tokens may see each other
         return count
 
     def cached(self, trunk: str, name: str) -> int:
-        """How much of a target view the trunk's cache serves; states that are asked for are computed anew."""
-        marks = [token for tokens in self.views[name].marks.values() for token in tokens]
-        return min([self.shared(trunk, name), *marks])
+        """How much of a target view the trunk's cache serves."""
+        return self.shared(trunk, name, [token for tokens in self.views[name].marks.values() for token in tokens])
 
     def columns(self, name: str, prefix: int, branch: int) -> np.ndarray:
         """A view's tokens after `prefix`, as a branch of a row."""

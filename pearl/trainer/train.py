@@ -14,11 +14,11 @@ import torch
 
 from pearl.errors import PearlError
 from pearl.parquet import DataError
-from pearl.trainer.config import ConfigError, Precision, TrainConfig
+from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.conversation import Template, load_template
 from pearl.trainer.data import Examples, GroupedOrder, Table
 from pearl.trainer.learner import Learner
-from pearl.trainer.models import Loaded, describe_trainable, load, make_trainable, trainable_text
+from pearl.trainer.models import Loaded, load, make_trainable, precision, trainable_text
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.registry import make_objective
 from pearl.trainer.packing import Packer
@@ -94,7 +94,13 @@ def prepare(config: TrainConfig) -> Prepared:
     hidden_size = loaded.vlm.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     vlm = make_trainable(loaded, config, objective)
     learner = Learner(vlm, loaded.family, objective.losses(hidden_size))
-    packer = Packer(loaded.family, loaded.vlm.config, encoder.padding, config.tree, not config.gradient_checkpointing)
+    packer = Packer(
+        loaded.family,
+        loaded.vlm.config,
+        encoder.padding,
+        config.tree and loaded.family.tree,
+        not config.gradient_checkpointing,
+    )
     steps = table.num_steps()
 
     def examples(of: Table, chosen: list[int]) -> Examples:
@@ -110,12 +116,6 @@ def prepare(config: TrainConfig) -> Prepared:
         resolved, objective, template, loaded, encoder, learner, packer,
         examples(table, rows), examples(held_table, held), [steps[row] for row in rows],
     )  # fmt: skip
-
-
-def precision(config: TrainConfig) -> Precision:
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | None = None) -> Report:
@@ -278,9 +278,9 @@ def dry_run(config: TrainConfig) -> DryRun:
     prepared = prepare(config)
     example = prepared.training[0].example
     batch = prepared.packer([example])
-    parts = describe_trainable(prepared.learner)
-    trained = sum(part[1] for part in parts)
-    everything = sum(part[2] for part in parts)
+    parameters = list(prepared.learner.parameters())
+    kept = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     forwards = math.ceil(len(prepared.training) / config.batch_size)
     updates = math.ceil(math.ceil(forwards / config.accumulation) * config.epochs)
     return DryRun(
@@ -288,7 +288,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         held_out=len(prepared.held_out),
         updates=config.max_steps or updates,
         trained=trainable_text(prepared.learner),
-        gigabytes=(4 * everything + 12 * trained) / 1e9,
+        gigabytes=(kept + 12 * trained) / 1e9,
         text=_shown(prepared, example),
         tokens={name: len(view) for name, view in example.views.items()},
         row=batch.main.ids.shape[1],

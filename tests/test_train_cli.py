@@ -1,0 +1,472 @@
+"""`pearl-train`: what it shows, and what it says of input that it cannot use: one line, exit code 1, no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from pearl.cli.train import app
+from pearl.parquet import schema, write_trajectories
+from pearl.records import EncodedImage, Trajectory
+from pearl.torch_setup import prepare_torchvision
+from pearl.trainer.learner import Learner
+from pearl.trainer.train import train
+from tests.runs import config, data_file, flags, model, pearl_train, rows
+
+prepare_torchvision()
+from transformers import AutoTokenizer  # noqa: E402
+
+SHORT = ("--max-steps", "2", "--batch-size", "2", "--eval-fraction", "0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data_file(tmp_path_factory.mktemp("data"))
+
+
+def invoke(data: Path | str, out: Path, *more: str | Path, base: Path | None = None) -> Result:
+    """A short run of the command in this process; later options win."""
+    given = ("--data", data, "--model", base or model(), "--out", out, *SHORT, *more)
+    return CliRunner().invoke(app, [str(one) for one in given])
+
+
+def refused(data: Path | str, out: Path, *more: str | Path, base: Path | None = None) -> str:
+    """The one line that it says."""
+    result = invoke(data, out, *more, base=base)
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert not (out / "model").exists()
+    return line
+
+
+# data
+
+
+def text_file(path: Path) -> None:
+    path.write_text("id,question\n")
+
+
+def another_table(path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"]}), path)
+
+
+def another_version(path: Path) -> None:
+    metadata = {**(schema().metadata or {}), b"pearl": b'{"schema_version": 99}'}
+    pq.write_table(pa.Table.from_pylist([], schema().with_metadata(metadata)), path)
+
+
+def no_rows(path: Path) -> None:
+    write_trajectories(path, [])
+
+
+def cut(path: Path) -> None:
+    write_trajectories(path, rows(3))
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def damaged(path: Path) -> None:
+    write_trajectories(path, rows(3))
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (text_file, "is not a readable Parquet file"),
+        (another_table, "holds no Pearl trajectories"),
+        (another_version, "has trajectory schema version 99"),
+        (no_rows, "holds no trajectory"),
+        (cut, "is not a readable Parquet file"),
+        (damaged, "is damaged"),
+    ],
+)
+def test_a_file_that_holds_no_trajectories(tmp_path: Path, made: Callable[[Path], None], said: str) -> None:
+    made(tmp_path / "traj.parquet")
+    assert said in refused(tmp_path / "traj.parquet", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["nowhere.parquet", "empty/", "empty/*.parquet"])
+def test_data_that_is_not_there(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no Parquet file at" in refused(f"{tmp_path}/{name}", tmp_path / "out")
+
+
+def with_image(one: Trajectory, image: bytes) -> Trajectory:
+    return replace(one, image=EncodedImage(image))
+
+
+def test_a_broken_image_is_left_out_and_named(tmp_path: Path) -> None:
+    good = rows()
+    broken = [with_image(good[3], b"no image"), with_image(good[5], good[5].image.data[:100])]
+    data = data_file(tmp_path, [*good[:3], *broken, *good[6:]])
+    result = invoke(data, tmp_path / "out", "--max-steps", "6", "--log-steps", "6")
+    assert result.exit_code == 0, result.output
+    assert "2 trajectories were left out: see" in result.stdout
+    told = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
+    assert {one["id"] for one in told} == {"row-03", "row-05"}
+    assert all(one["reason"].startswith("row ") and "image 0" in one["reason"] for one in told)
+
+
+def test_too_long_trajectories_are_left_out_and_named(data: Path, tmp_path: Path) -> None:
+    result = invoke(data, tmp_path / "out", "--max-steps", "6", "--max-tokens", "150", "--data-workers", "1")
+    assert result.exit_code == 0, result.output
+    told = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
+    assert 1 <= len(told) < 12
+    assert f"{len(told)} trajectories were left out" in result.stdout
+    assert all("more than --max-tokens 150" in one["reason"] for one in told)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_data_of_which_nothing_can_be_used(data: Path, tmp_path: Path, workers: str) -> None:
+    result = invoke(data, tmp_path / "out", "--max-tokens", "5", "--data-workers", workers)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: 12 trajectories in a row cannot be used; the last: row-")
+    assert "Traceback" not in result.stderr
+
+
+# what to train
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--objective", "sfT"], "there is no objective 'sfT'; there are pearl, sft, sft-answer"),
+        (["-O", "lambda=1"], "objective pearl: unknown lambda; there are direct_weight"),
+        (["-O", "jepa_distance=foo"], "jepa_distance is 'foo'; expected 'cosine', 'smooth-l1', 'l2' or 'mse'"),
+        (["-O", "lambda_=much"], "lambda_ is 'much'; expected a valid number"),
+        (["--num-predictor-tokens", "0"], "at least one predictor token"),
+        (["--lambda", "-1"], "cannot be negative"),
+        (["-O", "lambda_"], "expected name=value"),
+        (["--objective", "sft", "--lambda", "0.1"], "objective sft: unknown lambda_; there are none"),
+        (["--template", "haiku"], "no template 'haiku'"),
+        (["--batch-size", "0"], "batch_size must be positive"),
+        (["--max-steps", "-3"], "max_steps must be positive"),
+        (["--eval-fraction", "1"], "eval_fraction must be at least 0 and below 1"),
+        (["--weight-decay", "-1"], "weight_decay must not be negative"),
+        (["--learning-rate", "nan"], "learning_rate must be positive"),
+        (["--freeze", "eyes"], "the parts are vision, projector, language"),
+        (["--freeze", "vision,projector,language"], "nothing of the model is left to train"),
+        (["--attention", "flash_attention_2"], "attention is 'flash_attention_2'; expected 'sdpa' or 'eager'"),
+        (["--min-pixels", "9000", "--max-pixels", "100"], "min_pixels is above max_pixels"),
+        (["--config", "nowhere.json"], "cannot be read as settings"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_that_cannot_be_used(data: Path, tmp_path: Path, options: list[str], said: str) -> None:
+    assert said in refused(data, tmp_path / "out", *options)
+
+
+@pytest.mark.parametrize("options", [["--jepa-distance", "foo"], ["--precision", "fp8"], ["--batch-size", "two"]])
+def test_values_that_an_option_does_not_take(data: Path, tmp_path: Path, options: list[str]) -> None:
+    result = invoke(data, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{options[0]}'" in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read as settings"),
+        ("[]", "is not a JSON object"),
+        ('{"data": "x", "batchsize": 2, "epoch": 1}', "unknown batchsize, epoch; there are accumulation"),
+        ('{"data": "x", "batch_size": "2"}', "batch_size is '2'; expected a valid integer"),
+        ('{"data": "x", "tune": "some"}', "tune is 'some'; expected 'auto', 'full' or 'lora'"),
+        ('{"data": "x", "freeze": "vision"}', "freeze is 'vision'; expected a valid tuple"),
+        ('{"data": "x", "objective_options": 3}', "objective_options is 3; expected a valid dictionary"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_used(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(content)
+    result = CliRunner().invoke(app, ["--config", str(path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert said in line
+    assert str(path) in line
+
+
+def test_without_data_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: say what to train on: --data traj.parquet")
+
+
+def test_an_option_of_zero_counts(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"data": str(data), "seed": 3, "warmup": 0.5, "objective_options": {"lambda_": 0.7}}))
+    more = ["--config", str(path), "--seed", "0", "--warmup", "0", "--lambda", "0"]
+    assert invoke(data, tmp_path / "out", *more).exit_code == 0
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]
+    assert (settings["seed"], settings["warmup"], settings["objective_options"]) == (0, 0.0, {"lambda_": 0.0})
+
+
+# models
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A model's folder to spoil."""
+    shutil.copytree(model(), tmp_path / "base")
+    return tmp_path / "base"
+
+
+def changed_config(base: Path, **changes: Any) -> None:
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, **changes}))
+
+
+def without_template(base: Path) -> None:
+    (base / "chat_template.jinja").unlink()
+
+
+def without_processor(base: Path) -> None:
+    (base / "processor_config.json").unlink()
+    (base / "chat_template.jinja").unlink()
+
+
+def as_pickle(base: Path) -> None:
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+
+
+def emptied(base: Path) -> None:
+    for file in base.iterdir():
+        file.unlink()
+
+
+def without_weights(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+
+
+def lacking_weights(base: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    del weights["visual.merger.mlp.0.weight"]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+
+
+def cut_weights(base: Path) -> None:
+    content = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def other_shapes(base: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    weights["visual.merger.mlp.0.weight"] = torch.zeros(3, 3)
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+
+
+def broken_config(base: Path) -> None:
+    (base / "config.json").write_text("{")
+
+
+def text_only(base: Path) -> None:
+    changed_config(base, model_type="qwen2")
+
+
+def unheard_of(base: Path) -> None:
+    changed_config(base, model_type="perl")
+
+
+def quantized(base: Path) -> None:
+    changed_config(base, quantization_config={"quant_method": "awq", "bits": 4})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without_template, "has no chat template"),
+        (without_processor, "cannot be loaded"),
+        (as_pickle, "has its weights as pickle (pytorch_model.bin), which may run code"),
+        (emptied, "cannot be loaded"),
+        (without_weights, "cannot be loaded"),
+        (lacking_weights, "lacks 1 of its model's weights, such as model.visual.merger.mlp.0.weight"),
+        (cut_weights, "cannot be loaded"),
+        (other_shapes, "cannot be loaded"),
+        (broken_config, "cannot be loaded"),
+        (text_only, "is of the family 'qwen2', which is no vision-language model"),
+        (unheard_of, "cannot be loaded"),
+        (quantized, "has quantized weights"),
+    ],
+)
+def test_a_model_that_cannot_be_trained(
+    data: Path, tmp_path: Path, base: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    spoil(base)
+    assert said in refused(data, tmp_path / "out", base=base)
+
+
+def test_a_model_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    assert "nobody/nothing cannot be loaded" in refused(data, tmp_path / "out", base=Path("nobody/nothing"))
+
+
+def test_pickle_weights_are_read_when_they_are_allowed(data: Path, tmp_path: Path, base: Path) -> None:
+    as_pickle(base)
+    assert invoke(data, tmp_path / "out", "--allow-pickle", base=base).exit_code == 0
+
+
+def test_pixel_limits_of_a_family_without_them(data: Path, tmp_path: Path) -> None:
+    said = refused(data, tmp_path / "out", "--max-pixels", "9999", base=model("gemma3"))
+    assert "it takes no pixel limits" in said
+
+
+# runs
+
+
+def test_an_out_that_is_a_file(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert "is a file, not a folder" in refused(data, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "qwen2_5_vl"}'])
+def test_an_out_that_is_something_else(data: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "config.json").write_text(content)
+    assert "holds a config.json of something else" in refused(data, out)
+    assert (out / "config.json").read_text() == content
+    assert (out / "checkpoints").exists()
+
+
+def test_an_out_with_another_run(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert invoke(data, out).exit_code == 0
+    again = invoke(data, out)
+    assert again.exit_code == 1
+    assert "holds a run already: give another --out, or --resume" in again.stderr
+    other = invoke(data, out, "--resume", "--learning-rate", "0.5", "--objective", "sft")
+    assert other.exit_code == 1
+    assert "had other settings: learning_rate: 0.0001 → 0.5; objective: pearl → sft" in other.stderr
+    assert invoke(data, out, "--resume", "--data-workers", "1").exit_code == 0
+
+
+def test_a_mistake_does_not_occupy_the_out(data: Path, tmp_path: Path) -> None:
+    refused(data, tmp_path / "out", base=Path("nobody/nothing"))
+    assert invoke(data, tmp_path / "out").exit_code == 0
+
+
+def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(tmp_path: Path) -> None:
+    """The embedding of a sign is poisoned that only one trajectory holds."""
+    base = tmp_path / "base"
+    shutil.copytree(model("smolvlm"), base)
+    made = rows()
+    made[7] = replace(made[7], conclusion="It costs 3 €.")
+    weights = load_file(base / "model.safetensors")
+    weights["model.text_model.embed_tokens.weight"][AutoTokenizer.from_pretrained(base)("€")["input_ids"]] = torch.nan
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    result = invoke(data_file(tmp_path, made), out, "--batch-size", "1", "--max-steps", "12", base=base)
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert "error: the loss is no number in step " in last
+    assert ", on row-07; the weights before it are in " in last
+    step = int(last.partition("in step ")[2].partition(",")[0])
+    saved = out / "checkpoints" / f"checkpoint-{step - 1}"
+    assert str(saved) in last
+    assert (saved / "complete").exists()
+    assert not (out / "model").exists()
+
+
+def test_too_little_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr(Learner, "forward", forward)
+    result = invoke(data, tmp_path / "out")
+    assert result.exit_code == 1
+    assert "error: memory does not suffice: lower --batch-size" in result.stderr.splitlines()[-1]
+
+
+# what it shows
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_one_bar_with_the_losses(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(data, tmp_path / "out", eval_fraction=0.4)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    train(settings)
+    shown = screen.getvalue()
+    lines = [line for line in re.split("[\r\n]+", shown.replace("\x1b[A", "")) if line.strip()]
+    bars = [line for line in lines if "/4 [" in line]
+    assert re.search(r"100%.* 4/4 \[.*, loss [\d.]+ \(vlm [\d.]+, jepa [\d.]+, .*\), retrieval [\d.]+\]", bars[-1])
+    assert any(line.startswith("evaluating") for line in bars)
+    others = [line for line in lines if line not in bars]
+    assert others[0].startswith("trained parameters: ")
+    assert others[-1].startswith("step 4/4 held out: loss ")
+    assert len(others) == 6
+    assert capsys.readouterr().out == ""
+
+
+def test_elsewhere_the_real_command_writes_short_lines(data: Path, tmp_path: Path) -> None:
+    settings = config(data, tmp_path / "out", max_steps=4, log_steps=2, eval_fraction=0.4)
+    ended = pearl_train(*flags(settings))
+    assert ended.returncode == 0
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith("trained parameters: 174,240 of 174,240")
+    assert [line.split()[0] for line in lines[1:5]] == ["vision", "projector", "language", "objective"]
+    number = r"[\d.e-]+"
+    terms = rf"loss {number} \(vlm {number}, jepa {number}, nextlat {number}, nextlat token {number}\)"
+    expected = [rf"step {n}/4 {terms}" for n in (1, 2, 4)] + [rf"step 4/4 held out: {terms}, answers .*"]
+    assert len(lines) == 5 + len(expected), ended.stderr
+    for line, pattern in zip(lines[5:], expected, strict=True):
+        assert re.fullmatch(rf"{pattern}(, retrieval {number})?", line), line
+    assert f"4 updates; the model: {tmp_path}/out/model" in ended.stdout
+    events = list((tmp_path / "out" / "tensorboard").iterdir())
+    assert [file.name.startswith("events") for file in events] == [True]
+    assert f"tensorboard --logdir {tmp_path}/out/tensorboard" in ended.stdout
+
+
+def test_a_dry_run_shows_sizes_and_an_example_and_trains_nothing(data: Path, tmp_path: Path) -> None:
+    result = invoke(data, tmp_path / "out", "--dry-run", "--tune", "lora", "--freeze", "vision")
+    assert result.exit_code == 0
+    assert re.search(r"vision +0 of", result.stdout)
+    assert "as LoRA adapters" in result.stdout
+    assert "12 trajectories, 0 held out; 2 updates" in result.stdout
+    assert re.search(r"one example has \d+ tokens in its row \(full \d+, source \d+, target \d+\)", result.stdout)
+    assert "Where is cup 0?" in result.stdout
+    assert "【It is there." in result.stdout
+    assert "visual tokens⟩" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cache"}
+
+
+@pytest.mark.parametrize(("options", "updates"), [(["--epochs", "2"], 6), (["--accumulation", "2"], 2)])
+def test_a_dry_run_counts_the_updates_of_a_run(data: Path, tmp_path: Path, options: list[str], updates: int) -> None:
+    given = ["--data", str(data), "--model", str(model()), "--batch-size", "5", "--eval-fraction", "0", *options]
+    shown = CliRunner().invoke(app, [*given, "--dry-run", "--out", str(tmp_path / "dry")]).stdout
+    assert f"; {updates} updates" in shown
+    done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "out")]).stdout
+    assert f"{updates} updates; the model" in done
+
+
+@pytest.mark.parametrize("module", ["torch", "ray", "transformers", "datasets", "pyarrow", "PIL"])
+def test_help_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, pearl.cli.train; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

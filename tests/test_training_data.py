@@ -1,0 +1,173 @@
+"""Trajectories for training: rows at random, what is held out, the order, what is left out."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pearl.parquet import DataError
+from pearl.records import EncodedImage, Step, Trajectory
+from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
+from pearl.trainer.train import prepare
+from tests.runs import config, data_file, rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data_file(tmp_path_factory.mktemp("data"))
+
+
+def ids(table: Table) -> list[str]:
+    return [table[row].id for row in range(len(table))]
+
+
+def test_any_row_is_the_trajectory_that_was_written(data: Path, tmp_path: Path) -> None:
+    table = Table(data, tmp_path)
+    assert [table[row] for row in (11, 0, 5)] == [rows()[row] for row in (11, 0, 5)]
+    assert table.num_steps() == [row % 4 for row in range(12)]
+
+
+@pytest.mark.parametrize("place", ["", "*.parquet", "**/*.parquet"])
+def test_files_of_a_folder_or_glob_are_one_table(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(3):
+        data_file(folder, rows()[4 * number : 4 * number + 4], f"train-{number}.parquet")
+    assert ids(Table(str(folder / place), tmp_path / "cache")) == [one.id for one in rows()]
+
+
+def test_a_table_travels_to_workers_without_its_rows(data: Path, tmp_path: Path) -> None:
+    table = Table(data, tmp_path)
+    assert len(table) == 12
+    sent = pickle.dumps(table)
+    assert len(sent) < 1000
+    assert ids(pickle.loads(sent)) == ids(table)
+
+
+def test_the_copy_is_used_again_until_a_file_changes(tmp_path: Path) -> None:
+    data, cache = data_file(tmp_path), tmp_path / "cache"
+    first = Table(data, cache)
+    made = first.path.stat().st_mtime_ns
+    assert Table(data, cache).path == first.path
+    assert first.path.stat().st_mtime_ns == made
+    data_file(tmp_path, rows(3))
+    again = Table(data, cache)
+    assert again.path != first.path
+    assert ids(again) == ["row-00", "row-01", "row-02"]
+    assert again.digest() != first.digest()
+
+
+def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, cache = data_file(tmp_path), tmp_path / "cache"
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            Table(data, cache)
+    assert not list(cache.iterdir())
+    assert len(Table(data, cache)) == 12
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.7])
+def test_an_image_that_is_held_out_is_in_no_row_that_is_trained_on(tmp_path: Path, fraction: float) -> None:
+    """Each image stands in four rows; which are held out does not depend on the rows' order."""
+    images = [one.image for one in rows()]
+    made = [replace(one, image=images[number % 12]) for number, one in enumerate(rows(48))]
+    table = Table(data_file(tmp_path, made), tmp_path / "cache")
+    train, held = table.held_out(fraction, seed=0)
+    assert sorted(train + held) == list(range(48))
+    assert not {table[row].image.data for row in train} & {table[row].image.data for row in held}
+    turned = Table(data_file(tmp_path, made[::-1], "turned.parquet"), tmp_path / "cache")
+    assert {turned[row].id for row in turned.held_out(fraction, seed=0)[1]} == {table[row].id for row in held}
+    assert table.held_out(fraction, seed=1) != (train, held)
+
+
+def test_about_the_wanted_share_is_held_out(tmp_path: Path) -> None:
+    table = Table(data_file(tmp_path, rows(300)), tmp_path / "cache")
+    assert 40 < len(table.held_out(0.2, seed=0)[1]) < 80
+
+
+# order
+
+
+def epoch(order: GroupedOrder, number: int) -> list[int]:
+    order.set_epoch(number)
+    return list(order)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    lengths = [row % 7 for row in range(100)]
+    order = GroupedOrder(lengths, 4, seed=3)
+    assert sorted(epoch(order, 0)) == list(range(100))
+    assert epoch(order, 0) == epoch(GroupedOrder(lengths, 4, seed=3), 0)
+    assert epoch(order, 0) != epoch(order, 1)
+    assert epoch(order, 0) != epoch(GroupedOrder(lengths, 4, seed=4), 0)
+    torch.manual_seed(1)
+    assert epoch(order, 5) == epoch(GroupedOrder(lengths, 4, seed=3), 5)
+
+
+def test_neighbours_are_about_as_long() -> None:
+    lengths = [row * 37 % 101 for row in range(400)]
+    batches = [epoch(GroupedOrder(lengths, 4, seed=0), 0)[start : start + 4] for start in range(0, 400, 4)]
+    within = [max(lengths[row] for row in batch) - min(lengths[row] for row in batch) for batch in batches]
+    assert sum(within) / len(within) < 10
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """Row 3 has a broken image, row 7 a step whose image is broken."""
+    folder = tmp_path_factory.mktemp("examples")
+    made = rows()
+    made[3] = replace(made[3], image=EncodedImage(b"no image"))
+    made[7] = replace(made[7], steps=(broken(made[7]), *made[7].steps[1:]))
+    return prepare(config(data_file(folder, made), folder / "out")).training
+
+
+def broken(one: Trajectory) -> Step:
+    observation = replace(one.steps[0].observation, image=EncodedImage(b"no image"))
+    return replace(one.steps[0], observation=observation)
+
+
+def drawn(examples: Examples, workers: int) -> list[Drawn]:
+    return list(DataLoader(examples, batch_size=None, num_workers=workers))
+
+
+def test_the_next_stands_in_for_what_cannot_be_used(examples: Examples) -> None:
+    found = drawn(examples, 0)
+    assert [one.example.id for one in found][2:5] == ["row-02", "row-04", "row-04"]
+    refused = [(number, one.id, one.reason) for number, each in enumerate(found) for one in each.refused]
+    assert [entry[:2] for entry in refused] == [(3, "row-03"), (7, "row-07")]
+    assert refused[0][2].startswith("row 3: image 0: ")
+    assert refused[1][2].startswith("row 7: image 1: ")
+
+
+def test_workers_change_nothing(examples: Examples) -> None:
+    for alone, beside in zip(drawn(examples, 0), drawn(examples, 2), strict=True):
+        assert alone.refused == beside.refused
+        assert alone.example.id == beside.example.id
+        assert all((view.ids == beside.example.views[name].ids).all() for name, view in alone.example.views.items())
+
+
+def test_when_nothing_can_be_used_it_is_said(examples: Examples) -> None:
+    few = Examples(examples.table, [3, 7], examples.objective, examples.encoder, examples.template)
+    with pytest.raises(DataError, match="2 trajectories in a row cannot be used; the last: row-07, row 7: image 1"):
+        few[0]
+
+
+def test_what_is_too_long_is_left_out_whole(examples: Examples) -> None:
+    lengths = {one.example.id: len(one.example) for one in drawn(examples, 0)}
+    limit = sorted(lengths.values())[4]
+    short = Examples(examples.table, examples.rows, examples.objective, examples.encoder, examples.template, limit)
+    assert {one.example.id for one in drawn(short, 0)} == {name for name, length in lengths.items() if length <= limit}
+    reasons = {one.reason.partition(": ")[2] for each in drawn(short, 0) for one in each.refused}
+    assert f"{max(lengths.values())} tokens, more than --max-tokens {limit}" in reasons

@@ -1,0 +1,34 @@
+"""Families that nothing is known about: tried on an example, then trained with a row for each view, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pearl.parquet import write_trajectories
+from pearl.trainer.config import TrainConfig
+from pearl.trainer.models import ModelError, load
+from pearl.trainer.objectives.pearl import Pearl
+from pearl.trainer.train import train
+from tests.plain import picture, step, trajectory
+from tests.tiny_vlms import build_tiny_vlm
+
+
+@pytest.mark.parametrize("family", ["vipllava", "recurrent_llava"])
+def test_what_works_as_usual_is_trained_on_separate_rows(
+    family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "steps.parquet"
+    write_trajectories(data, [trajectory(step("I look.", picture(i)), image=picture(9 + i)) for i in range(4)])
+    model = str(build_tiny_vlm(family, tmp_path / "tiny"))
+    config = TrainConfig(data=str(data), model=model, out=str(tmp_path / "run"), max_steps=1, eval_fraction=0)
+    report = train(config, progress=False)
+    assert report.last["loss_jepa"] > 0
+    assert "each view has a row of its own" in capfd.readouterr().err
+
+
+def test_positions_of_its_own_are_found_before_any_work(tmp_path: Path) -> None:
+    model = str(build_tiny_vlm("qwen2_vl", tmp_path))
+    with pytest.raises(ModelError, match="'qwen2_vl', whose positions or images work in a way of their own"):
+        load(TrainConfig(data="", model=model), Pearl())
