@@ -1,6 +1,6 @@
 """What a step of `pearl` costs beside a step of `sft`, and beside three padded forwards as published code makes them.
 
-    python -m benchmarks.train_step --data demo/traj.parquet                 # a CPU: hidden 512, vocabulary 32,768
+    python -m benchmarks.train_step --data demo/traj.parquet                 # a CPU: hidden 768, vocabulary 32,768
     python -m benchmarks.train_step --data demo/traj.parquet --shape 3b      # a GPU: Qwen2.5-VL-3B's shape, LoRA, bf16
 
 All three take the same trajectories (those with two tool images) and the same random model, in turn, in one run; the
@@ -58,7 +58,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(
-        512, 1408, 8, 8, 4, 32_768, {"depth": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 4,
+        768, 2048, 10, 12, 4, 32_768, {"depth": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 4,
         "fullatt_block_indexes": [1, 3, 5]}, torch.float32, False,
     ),
     "3b": Shape(

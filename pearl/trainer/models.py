@@ -56,7 +56,6 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
     prepare_torchvision()
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     name = config.model or str(files("pearl") / "assets" / "vlm-nano")
     refuse_pickle(name, config.allow_pickle)
@@ -65,9 +64,6 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
         settings = AutoConfig.from_pretrained(name, **code)
         if type(settings) not in AutoModelForImageTextToText._model_mapping and not config.trust_remote_code:
             raise ModelError(f"{name} is of the family {settings.model_type!r}, which is no vision-language model")
-        own = getattr(settings, "auto_map", None) or {}
-        if settings.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and "AutoModelForImageTextToText" not in own:
-            raise ModelError(f"{name} is of the type {settings.model_type!r}, which is no vision-language model")
         if getattr(settings, "quantization_config", None) is not None:
             raise ModelError(f"{name} has quantized weights, which cannot be trained: give the model it was made from")
         processor = AutoProcessor.from_pretrained(name, **code)
