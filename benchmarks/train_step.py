@@ -234,7 +234,9 @@ def main() -> None:
     parser.add_argument("--data", default="demo/traj.parquet")
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--max-pixels", type=int, default=224 * 224)
+    parser.add_argument(
+        "--max-pixels", type=int, default=512 * 512, help="of an image; those of the demo have 384 × 384"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pearl.parquet import write_trajectories
 from pearl.records import Trajectory
+from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.config import TrainConfig
 from pearl.trainer.run_directory import last_checkpoint
 from pearl.trainer.train import Report, train
@@ -56,6 +57,19 @@ def model(family: str = "qwen2_5_vl") -> Path:
     """A tiny model's folder; not to be changed."""
     _FOLDERS.append(tempfile.TemporaryDirectory())
     return build_tiny_vlm(family, Path(_FOLDERS[-1].name))
+
+
+@cache
+def half_model(family: str = "qwen2_5_vl") -> Path:
+    """The same with its weights stored in bf16."""
+    prepare_torchvision()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    folder = Path(_FOLDERS[-1].name)
+    AutoModelForImageTextToText.from_pretrained(model(family), dtype=torch.bfloat16).save_pretrained(folder)
+    AutoProcessor.from_pretrained(model(family)).save_pretrained(folder)
+    return folder
 
 
 def config(data: Path, out: Path, family: str = "qwen2_5_vl", **changes: Any) -> TrainConfig:

@@ -32,7 +32,7 @@ from transformers import TrainerCallback  # noqa: E402
 # disturbs it. The checkpoint after ten updates stands between two epochs.
 SETTINGS: dict[str, Any] = {
     "tune": "lora", "lora_dropout": 0.2, "batch_size": 1, "accumulation": 2, "max_steps": 12, "save_steps": 2,
-    "eval_steps": 3, "eval_fraction": 0.4,
+    "eval_steps": 5, "eval_fraction": 0.4,
 }  # fmt: skip
 
 # Runs the command, and dies in the middle of writing a file of a checkpoint: the how many'th, says the first argument.
@@ -82,7 +82,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("steps", [(1,), (5,), (11,), (3, 7, 9)], ids=str)
+@pytest.mark.parametrize("steps", [(1, 5), (11,), (3, 7, 9)], ids=str)
 def test_a_run_stopped_anywhere_goes_on_bit_for_bit(
     data: Path, tmp_path: Path, uninterrupted: Path, steps: tuple[int, ...]
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_run_stopped_anywhere_goes_on_bit_for_bit(
     assert [int(path.name[11:]) for path in checkpoints(tmp_path / "out")] == [
         n for n in (2, 4, 6, 8, 10) if n <= step
     ][-2:]
-    train(replace(settings, data_workers=2 if steps == (5,) else 0), False)
+    train(replace(settings, data_workers=2 if steps == (11,) else 0), False)
     assert_same(tmp_path / "out", uninterrupted)
 
 
@@ -105,8 +105,7 @@ def test_a_killed_command_goes_on_bit_for_bit(data: Path, tmp_path: Path, uninte
     assert cut.exists()
     assert not (cut / COMPLETE).exists()
     kill_at(settings, 7, 0.05)
-    ended = pearl_train(*flags(settings), "--resume")
-    assert ended.returncode == 0, ended.stderr
+    train(replace(settings, resume=True), progress=False)
     assert_same(tmp_path / "out", uninterrupted)
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -25,8 +26,9 @@ from pearl.parquet import schema, write_trajectories
 from pearl.records import EncodedImage, Trajectory
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.learner import Learner
+from pearl.trainer.run_directory import checkpoints
 from pearl.trainer.train import train
-from tests.runs import config, data_file, flags, model, pearl_train, rows
+from tests.runs import ENVIRONMENT, config, data_file, flags, model, on_two_processes, pearl_train, rows
 
 prepare_torchvision()
 from transformers import AutoTokenizer  # noqa: E402
@@ -361,22 +363,45 @@ def test_an_out_with_another_run(data: Path, tmp_path: Path) -> None:
     assert invoke(data, out, "--resume", "--data-workers", "1").exit_code == 0
 
 
+def test_a_hub_that_is_not_reached_is_told_before_any_work(data: Path, tmp_path: Path) -> None:
+    assert "me/mine cannot be made on the Hub: " in refused(data, tmp_path / "out", "--push-to-hub", "me/mine")
+    assert "is no name cannot be made" in refused(data, tmp_path / "out", "--push-to-hub", "this is no name")
+
+
+def test_the_model_goes_to_a_private_repository(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, private, exist_ok: calls.append((repo, private)))
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda self, repo_id, folder_path, **rest: calls.append((repo_id, folder_path))
+    )
+    assert invoke(data, tmp_path / "out", "--push-to-hub", "me/mine").exit_code == 0
+    assert calls == [("me/mine", True), ("me/mine", tmp_path / "out" / "model")]
+
+
 def test_a_mistake_does_not_occupy_the_out(data: Path, tmp_path: Path) -> None:
     refused(data, tmp_path / "out", base=Path("nobody/nothing"))
     assert invoke(data, tmp_path / "out").exit_code == 0
 
 
-def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(tmp_path: Path) -> None:
-    """The embedding of a sign is poisoned that only one trajectory holds."""
-    base = tmp_path / "base"
+@pytest.fixture
+def poisoned(tmp_path: Path) -> tuple[Path, Path]:
+    """A model with a poisoned embedding, of a sign that only one trajectory of the data holds."""
+    base = tmp_path / "poisoned"
     shutil.copytree(model("smolvlm"), base)
     made = rows()
     made[7] = replace(made[7], conclusion="It costs 3 €.")
     weights = load_file(base / "model.safetensors")
     weights["model.text_model.embed_tokens.weight"][AutoTokenizer.from_pretrained(base)("€")["input_ids"]] = torch.nan
     save_file(weights, base / "model.safetensors", {"format": "pt"})
+    return base, data_file(tmp_path, made)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(
+    tmp_path: Path, poisoned: tuple[Path, Path]
+) -> None:
+    base, data = poisoned
     out = tmp_path / "out"
-    result = invoke(data_file(tmp_path, made), out, "--batch-size", "1", "--max-steps", "12", base=base)
+    result = invoke(data, out, "--batch-size", "1", "--max-steps", "12", base=base)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert "error: the loss is no number in step " in last
@@ -386,6 +411,20 @@ def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(tmp_pa
     assert str(saved) in last
     assert (saved / "complete").exists()
     assert not (out / "model").exists()
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_a_loss_that_is_no_number(tmp_path: Path, poisoned: tuple[Path, Path]) -> None:
+    base, data = poisoned
+    settings = config(data, tmp_path / "out", model=str(base), batch_size=1, max_steps=12, save_steps=0)
+    ended = subprocess.run(on_two_processes(settings), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert re.search(r"error: the loss is no number in step \d+, on row-07; the weights before it are", ended.stderr)
+    (saved,) = checkpoints(tmp_path / "out")
+    weights = load_file(saved / "trained.safetensors")
+    assert [name for name, weight in weights.items() if not weight.isfinite().all()] == [
+        "vlm.model.text_model.embed_tokens.weight"
+    ]
 
 
 def test_too_little_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

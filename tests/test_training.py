@@ -23,6 +23,7 @@ from tests.runs import (
     ENVIRONMENT,
     config,
     data_file,
+    half_model,
     logged,
     merged_weights,
     model,
@@ -116,24 +117,15 @@ def test_bf16_takes_steps(data: Path, tmp_path: Path) -> None:
     assert half[-1] < half[0] - 0.1
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose weights are stored in bf16."""
-    folder = tmp_path_factory.mktemp("half")
-    AutoModelForImageTextToText.from_pretrained(model(), dtype=torch.bfloat16).save_pretrained(folder)
-    AutoProcessor.from_pretrained(model()).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_weights_are_saved_in_the_type_that_they_had(data: Path, tmp_path: Path, half: Path, tune: str) -> None:
-    run(data, tmp_path / "out", model=str(half), tune=tune)
+def test_weights_are_saved_in_the_type_that_they_had(data: Path, tmp_path: Path, tune: str) -> None:
+    run(data, tmp_path / "out", model=str(half_model()), tune=tune)
     assert {weight.dtype for weight in merged_weights(tmp_path / "out").values()} == {torch.bfloat16}
     assert {weight.dtype for weight in trained_weights(tmp_path / "out").values()} == {torch.float32}
 
 
-def test_frozen_weights_stay_bf16_where_they_were(data: Path, tmp_path: Path, half: Path) -> None:
-    settings = config(data, tmp_path / "out", model=str(half), tune="lora", precision="bf16", objective="lvr")
+def test_frozen_weights_stay_bf16_where_they_were(data: Path, tmp_path: Path) -> None:
+    settings = config(data, tmp_path / "out", model=str(half_model()), tune="lora", precision="bf16", objective="lvr")
     types = {(weight.requires_grad, weight.dtype) for weight in prepare(settings).learner.parameters()}
     assert types == {(True, torch.float32), (False, torch.bfloat16)}
     assert dry_run(settings).gigabytes < dry_run(replace(settings, precision="fp32")).gigabytes
@@ -144,6 +136,19 @@ def test_frozen_weights_stay_bf16_where_they_were(data: Path, tmp_path: Path, ha
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     wholly = replace(settings, precision="bf16", model=str(model()))
     assert {weight.dtype for weight in prepare(wholly).learner.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_bf16_weights_and_adapters(data: Path, tmp_path: Path, family: str) -> None:
+    mixed = {
+        "model": str(half_model(family)),
+        "tune": "lora",
+        "precision": "bf16",
+        "max_steps": 2,
+        "eval_fraction": 0.4,
+    }
+    report = run(data, tmp_path / "out", family, **mixed)
+    assert report.evaluation["eval_answers"] == 3
 
 
 # what is trained
@@ -162,8 +167,18 @@ class Changes(TrainerCallback):
         self.changed = {n for n, weight in model.named_parameters() if not torch.equal(weight, self.before[n])}
 
 
-@pytest.mark.parametrize("freeze", [(), ("vision",), ("projector",), ("language",), ("vision", "language")])
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("tune", "freeze"),
+    [
+        ("full", ()),
+        ("full", ("vision",)),
+        ("full", ("projector",)),
+        ("full", ("language",)),
+        ("lora", ()),
+        ("lora", ("vision",)),
+        ("lora", ("vision", "language")),
+    ],
+)
 def test_what_is_not_frozen_is_trained_and_nothing_else(
     data: Path, tmp_path: Path, tune: str, freeze: tuple[str, ...]
 ) -> None:

@@ -117,7 +117,9 @@ class TrainConfig:
         return {**asdict(self), "freeze": list(self.freeze), "objective_options": dict(self.objective_options)}
 
 
-FREE_TO_CHANGE = frozenset({"out", "resume", "data_workers", "keep_checkpoints", "push_to_hub", "log_steps"})
+FREE_TO_CHANGE = frozenset(
+    {"out", "resume", "data_workers", "keep_checkpoints", "push_to_hub", "log_steps", "save_steps", "eval_steps"}
+)
 """What a resumed run may have otherwise than the run that it continues: the weights do not depend on it."""
 
 

@@ -212,9 +212,10 @@ class LearnerTrainer(Trainer):
         metrics["eval_loss"] = self._weighted(means).item()
         metrics |= {f"eval_loss_{name}": mean.item() for name, mean in means.items()}
         held_out, packer = self.prepared.held_out, self.prepared.packer
-        answers = answer_accuracy(
-            self._learner, packer, held_out.encoder, held_out.template, held_out.first(MAX_ANSWERS)
-        )
+        with self.accelerator.autocast():
+            answers = answer_accuracy(
+                self._learner, packer, held_out.encoder, held_out.template, held_out.first(MAX_ANSWERS)
+            )
         metrics |= {f"eval_{name}": value for name, value in answers.items()}
         return output._replace(metrics=metrics)
 

@@ -58,6 +58,8 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     name = config.model or str(files("pearl") / "assets" / "vlm-nano")
+    if config.model is None and not Path(name).is_dir():
+        raise ModelError("no model ships with this release yet: give --model, a folder or Hub id of transformers")
     refuse_pickle(name, config.allow_pickle)
     code = {"trust_remote_code": config.trust_remote_code}
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,21 +32,38 @@ def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> N
     partial.replace(folder)
 
 
-def publish(folder: Path, repo: str) -> None:
-    """Puts the model on the Hub, in a private repository.
+def open_repository(repo: str) -> None:
+    """Makes a private repository on the Hub, or finds it: before a run, so that its end does not fail.
 
     Raises:
-        PearlError: the Hub refuses, or is not reached; the model stays in its folder.
+        PearlError: the Hub is not reached, or refuses.
     """
     from huggingface_hub import HfApi
+
+    with _explained(f"{repo} cannot be made on the Hub"):
+        HfApi().create_repo(repo, private=True, exist_ok=True)
+
+
+def upload(folder: Path, repo: str) -> None:
+    """Puts the model there.
+
+    Raises:
+        PearlError: as above; the model stays in its folder.
+    """
+    from huggingface_hub import HfApi
+
+    with _explained(f"{folder} is made, but the Hub does not take it as {repo}"):
+        HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Trained with pearl-vlm")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        HfApi().create_repo(repo, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Trained with pearl-vlm")
+        yield
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise PearlError(f"{folder} is made, but the Hub does not take it as {repo}: {said}") from error
+        raise PearlError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def card(prepared: Prepared, figures: dict[str, float]) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from pearl.errors import PearlError
-from pearl.parquet import DataError
 from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.conversation import Template, load_template
 from pearl.trainer.data import Examples, GroupedOrder, Table
@@ -22,6 +21,7 @@ from pearl.trainer.models import Loaded, load, make_trainable, precision, traina
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.registry import make_objective
 from pearl.trainer.packing import Packer
+from pearl.trainer.publish import open_repository, save_model, upload
 from pearl.trainer.run_directory import claim, last_checkpoint, record
 from pearl.trainer.views import ViewEncoder
 
@@ -128,6 +128,8 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
         claim(config, out)
+        if config.push_to_hub:
+            open_repository(config.push_to_hub)
     with _explained():
         prepared = prepare(config)
         if first:
@@ -142,11 +144,9 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     model = out / "model"
     steps = trainer.state.global_step
     if trainer.is_world_process_zero():
-        from pearl.trainer.publish import publish, save_model
-
         save_model(prepared, model, evaluation)
         if config.push_to_hub:
-            publish(model, config.push_to_hub)
+            upload(model, config.push_to_hub)
     trainer.accelerator.wait_for_everyone()
     return Report(
         model, steps, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation, len(trainer.refused.ids()),
@@ -158,14 +158,16 @@ def _explained() -> Iterator[None]:
     """Errors of torch that a user can mend, as what to do about them.
 
     Raises:
-        OutOfMemory, DataError: in their place.
+        PearlError: in their place.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise _out_of_memory() from error
-    except DataError as error:  # with a traceback, where it comes from a data worker
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix("pearl.parquet.DataError: ")) from error
+    except PearlError as error:
+        if "Original Traceback" not in str(error):
+            raise
+        raise PearlError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error  # of a data worker
     except RuntimeError as error:
         if "can't allocate memory" in str(error):
             raise _out_of_memory() from error
@@ -225,6 +227,7 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
         seed=config.seed,
     )
     world = arguments.world_size
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else a machine's further GPUs would be used in threads
     order = GroupedOrder(prepared.lengths, config.batch_size * config.accumulation * world, config.seed)
     board = TensorBoardCallback()
     board.logging_dir = str(out / "tensorboard")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 def effective_rank(embeddings: Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007) of (N, H), centred: 1 to N − 1."""
-    values = torch.linalg.svdvals((embeddings - embeddings.mean(0)).double())
+    centred = (embeddings - embeddings.mean(0)).double()
+    values = torch.linalg.eigvalsh(centred @ centred.T).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum()))
 
@@ -42,12 +43,12 @@ class CollapseWatch:
 
     def add(self, predicted: Tensor, target: Tensor) -> None:
         """(N, H) each."""
-        self._pairs.extend(zip(predicted.detach().float().cpu(), target.detach().float().cpu(), strict=True))
+        self._pairs.extend(zip(predicted.detach(), target.detach(), strict=True))
 
     def figures(self) -> dict[str, float]:
         if len(self._pairs) < 8:
             return {}
-        predicted, target = (torch.stack(list(side)) for side in zip(*self._pairs, strict=True))
+        predicted, target = (torch.stack(side).float().cpu() for side in zip(*self._pairs, strict=True))
         return {
             "predicted_rank": effective_rank(predicted),
             "target_rank": effective_rank(target),

@@ -1,0 +1,81 @@
+"""A frozen image encoder as Pearl's target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pearl.torch_setup import prepare_torchvision
+from pearl.trainer.conversation import Conversation, load_template
+from pearl.trainer.learner import Learner
+from pearl.trainer.objectives.encoders import EncoderError, FrozenEncoder, pixels, preprocessing
+from pearl.trainer.objectives.pearl import Pearl
+from pearl.trainer.packing import Packer
+from tests.plain import picture, step, tiny, trajectory
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random DINOv2 with its image processor."""
+    prepare_torchvision()
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    made = tmp_path_factory.mktemp("dinov2")
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )  # fmt: skip
+    Dinov2Model(config).save_pretrained(made)
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(made)
+    return str(made)
+
+
+def test_predictor_tokens_meet_the_embeddings_of_the_tool_images(folder: str) -> None:
+    vlm = tiny("qwen2_5_vl")
+    objective = Pearl(target_encoder=folder, num_predictor_tokens=2, nextlat=False)
+    several = [
+        trajectory(step("One.", picture(1)), step("Two.", None), step("Three.", picture(2)), step("Four.", picture(3))),
+        trajectory(step("Only one.", picture(4))),
+        trajectory(),
+    ]
+    examples = []
+    for one in several:
+        talk = Conversation(one, load_template("pearl"))
+        examples.append(objective.example(talk, [vlm.encoder.image(image) for image in talk.images], vlm.encoder))
+    batch = Packer(vlm.family, vlm.vlm.config, vlm.encoder.padding)(examples)
+    torch.manual_seed(0)
+    learner = Learner(vlm.vlm, vlm.family, objective.losses(vlm.hidden_size))
+    states = learner.states(batch)
+    terms = learner.losses(states)
+    assert learner.losses.counts(batch)["jepa"] == 3
+    assert "target" not in batch.places
+
+    losses: Any = learner.losses
+    source = batch.places["source"]
+    at = source.at[source.marks["predicted"]]
+    shown = torch.stack([pixels(folder, picture(number)) for number in (1, 2, 4)])
+    expected = 1 - F.cosine_similarity(losses.projection(states.main[at]), losses.encoder(shown))
+    torch.testing.assert_close(terms["jepa"], expected.sum())
+    terms["jepa"].backward()
+    assert losses.projection.weight.grad is not None
+    assert all(parameter.grad is None for parameter in losses.encoder.parameters())
+
+
+def test_the_encoder_stays_as_it_is_in_training(folder: str) -> None:
+    encoder = FrozenEncoder(folder).train()
+    assert not encoder.model.training
+    assert encoder(torch.zeros(2, 3, 28, 28)).shape == (2, encoder.width)
+
+
+def test_an_encoder_of_timm() -> None:
+    assert preprocessing("timm:resnet10t.c3_in1k")[0] == 176
+    encoder = FrozenEncoder("timm:resnet10t", pretrained=False)
+    assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 512) == (1, encoder.width)
+
+
+@pytest.mark.parametrize("name", ["timm:no_such_model", "/no/such/folder"])
+def test_an_encoder_that_is_not_there_is_said_before_any_work(name: str) -> None:
+    with pytest.raises(EncoderError, match=r"no_such_model|no/such/folder"):
+        Pearl(target_encoder=name)
