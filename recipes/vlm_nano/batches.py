@@ -1,0 +1,232 @@
+"""Draws training batches: which scenes, which of their questions, mirrored or not, with which crop in context."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from pearl.drawing import draw_points, pixel_box
+from pearl.pipelines.experts.base import padded
+from pearl.pipelines.experts.voice import Voice
+from pearl.records import Box
+from pearl.tools.base import as_text
+from recipes.vlm_nano.asks import ASKS
+from recipes.vlm_nano.data import Arrays, Questions, open_arrays
+from recipes.vlm_nano.model import MEAN, MIN_PIXELS, PATCH, SIZE, STD, TOKEN
+from recipes.vlm_nano.packing import PackedScene, Packer, Turn
+from recipes.vlm_nano.things import KINDS, cell_features, patch_labels
+
+SEED = 11
+HELD_OUT = 150
+QUESTIONS = 20
+CROP_TOKENS = 25
+WITH_CHOICES, WITH_POINTS = 0.5, 0.3
+WEIGHTS = {"attribute": 0.8, "shape": 0.8, "depth": 1.2, "nearest": 1.3, "chain": 1.3}
+FAMILIES = tuple(ASKS)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`PackedScene`s of B scenes, stacked; `positions` are (3, B, T)."""
+
+    tokens: Tensor
+    positions: Tensor
+    labels: Tensor
+    image_at: Tensor
+    crop_at: Tensor
+    mask: Tensor
+    families: Tensor
+
+    @classmethod
+    def stack(cls, scenes: list[PackedScene]) -> Self:
+        def gather(name: str) -> Tensor:
+            axis = 1 if name == "positions" else 0
+            return torch.from_numpy(np.stack([getattr(scene, name) for scene in scenes], axis))
+
+        return cls(**{field.name: gather(field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B scenes.
+
+    Attributes:
+        images: (B, SIZE, SIZE, 3) normalised; with `crops`, each of one object: (B, 4 * CROP_TOKENS, K), their
+            `places`, which of them are `real`, and the object's colour, shape and material (`crop_kinds`, -1 where
+            there is no crop). None where a stage looks at no pictures.
+        cells: (B, cells, F) what a true visual token would say (`things.cell_features`).
+        patches: (B, patches, 3) colour, shape (-1: none) and depth in metres of each patch.
+    """
+
+    rows: Rows
+    cells: Tensor
+    patches: Tensor
+    images: Tensor | None = None
+    crops: Tensor | None = None
+    crop_places: Tensor | None = None
+    crop_real: Tensor | None = None
+    crop_kinds: Tensor | None = None
+
+    def to(self, device: str) -> Batch:
+        def moved(value: Any) -> Any:
+            if isinstance(value, Rows):
+                return Rows(**{f.name: getattr(value, f.name).to(device) for f in fields(value)})
+            return None if value is None else value.to(device)
+
+        return Batch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A crop as the model gets it: patches (n, K), places (n, 2), grid of tokens; its box, its own size in pixels."""
+
+    patches: np.ndarray
+    places: np.ndarray
+    grid: tuple[int, int]
+    box: Box
+    size: tuple[int, int]
+
+
+class Batches:
+    """A batch is a function of the step and the rank. `seeing`: with images and crops; `cropping`: how many
+    scenes' crops stand in a conversation."""
+
+    def __init__(
+        self, folder: Path, tokenizer: Any, size: int, rank: int = 0, *, seeing: bool = False, cropping: float = 0
+    ) -> None:
+        self.arrays: Arrays = open_arrays(folder)
+        self.questions = Questions(folder)
+        self.packer = Packer(tokenizer)
+        self.size, self.rank, self.seeing, self.cropping = size, rank, seeing, cropping
+        kinds = [[(a.skill, a.kind) for a in asked] for asked in self.questions]
+        counts = Counter(kind for scene in kinds for kind in scene)
+        alternatives = Counter(skill for skill, _ in counts)
+        weights = {kind: WEIGHTS.get(kind[0], 1) / (alternatives[kind[0]] * count) for kind, count in counts.items()}
+        self.weights = [np.log([weights[kind] for kind in scene]) for scene in kinds]
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def draw(self, step: int) -> Batch:
+        rng = np.random.default_rng([SEED, step, self.rank])
+        picks = rng.integers(0, len(self) - HELD_OUT, self.size)
+        return self.collate([self._scene(int(pick), rng) for pick in picks])
+
+    def held_out(self, start: int) -> Batch:
+        """`size` of the last scenes, from the `start`th on, which are not trained on."""
+        rng = np.random.default_rng([SEED, start])
+        first = len(self) - HELD_OUT + start
+        return self.collate([self._scene(pick, rng, plain=True) for pick in range(first, first + self.size)])
+
+    def _scene(self, index: int, rng: np.random.Generator, plain: bool = False) -> dict[str, Any]:
+        mirrored = not plain and rng.random() < 0.5
+        asked = [a.mirrored() if mirrored else a for a in self.questions[index]]
+        keys = self.weights[index] + rng.gumbel(size=len(asked))
+        asked = [asked[i] for i in np.argsort(-keys)]
+        marked = next((a for a in asked if a.points), None) if rng.random() < WITH_POINTS else None
+        image = self.arrays.images[index][:, ::-1] if mirrored else self.arrays.images[index]
+        image = _recoloured(image, rng) if self.seeing and not plain else image
+        if marked is not None and self.seeing:
+            image = draw_points(np.ascontiguousarray(image), marked.points, marked.choices)
+        plainly = [a for a in asked if not a.points][:QUESTIONS]
+        chosen = [marked, *plainly] if marked is not None and self.seeing else plainly
+        turns = [Turn(a.text, a.choices if rng.random() < WITH_CHOICES else (), a.answer) for a in chosen]
+        table = self.arrays.objects[index]
+        cut, kinds = None, np.full(len(KINDS), -1)
+        about = next((a for a in chosen if a.target), None) if rng.random() < self.cropping else None
+        if self.seeing:
+            box, kinds = _boxed(table, mirrored, about.target if about else None, rng)
+            cut = cut_out(image, box, float(rng.uniform(0.05, 0.4)))
+        if about and cut:
+            place = chosen.index(about)
+            turns.insert(0, _shown(turns.pop(place), cut, rng))
+            chosen.insert(0, chosen.pop(place))
+        return {
+            "packed": self.packer.pack(turns, [FAMILIES.index(a.skill) for a in chosen]),
+            "cells": cell_features(table, mirrored),
+            "patches": patch_labels(
+                table, self.arrays.patch_objects[index], self.arrays.patch_depths[index], mirrored
+            ),
+            "image": image, "cut": cut, "crop_kinds": kinds if cut else np.full(len(KINDS), -1),
+        }  # fmt: skip
+
+    def collate(self, scenes: list[dict[str, Any]]) -> Batch:
+        rows = Rows.stack([scene["packed"] for scene in scenes])
+        cells, patches = (torch.from_numpy(np.stack([s[name] for s in scenes])) for name in ("cells", "patches"))
+        if not self.seeing:
+            return Batch(rows, cells, patches)
+        images = torch.from_numpy(np.stack([normalised(scene["image"]) for scene in scenes]))
+        crops = np.zeros((len(scenes), 4 * CROP_TOKENS, 3 * PATCH * PATCH), np.float32)
+        places, real = np.zeros((len(scenes), 4 * CROP_TOKENS, 2), np.int64), np.zeros(crops.shape[:2], bool)
+        real[:, 0] = True
+        for index, scene in enumerate(scenes):
+            if cut := scene["cut"]:
+                count = len(cut.patches)
+                crops[index, :count], places[index, :count], real[index, :count] = cut.patches, cut.places, True
+        kinds = np.stack([scene["crop_kinds"] for scene in scenes])
+        return Batch(rows, cells, patches, images, *(torch.from_numpy(part) for part in (crops, places, real, kinds)))
+
+
+def normalised(image: np.ndarray) -> np.ndarray:
+    return (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+
+
+def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A little brighter or darker, of more or less contrast."""
+    gain, shift = rng.uniform(0.85, 1.15), rng.uniform(-15, 15)
+    changed: np.ndarray = np.clip(image * np.float32(gain) + np.float32(shift), 0, 255).astype(np.uint8)
+    return changed
+
+
+def cut_out(image: np.ndarray, box: Box, margin: float) -> Cut | None:
+    """The crop around a box, enlarged as the processor would; None when it has more than `CROP_TOKENS` tokens."""
+    view = padded(box, margin)
+    left, top, right, bottom = pixel_box(view, SIZE, SIZE)
+    height, width = bottom - top, right - left
+    scale = max((MIN_PIXELS / (height * width)) ** 0.5, 1.0)
+    rows, columns = (int(np.ceil(round(side * scale / TOKEN, 6))) for side in (height, width))
+    if rows * columns > CROP_TOKENS:
+        return None
+    pixels = cv2.resize(
+        np.ascontiguousarray(image[top:bottom, left:right]), (columns * TOKEN, rows * TOKEN),
+        interpolation=cv2.INTER_CUBIC,
+    )  # fmt: skip
+    split = normalised(pixels).reshape(rows, 2, PATCH, columns, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    patches = split.reshape(4 * rows * columns, -1)
+    return Cut(patches, places(rows, columns), (rows, columns), view, (width, height))
+
+
+def places(rows: int, columns: int) -> np.ndarray:
+    """(row, column) of each patch of a grid of `rows` × `columns` tokens, in the processor's order."""
+    grid = np.stack(np.meshgrid(np.arange(2 * rows), np.arange(2 * columns), indexing="ij"), -1)
+    return grid.reshape(rows, 2, columns, 2, 2).transpose(0, 2, 1, 3, 4).reshape(-1, 2)
+
+
+def _boxed(table: np.ndarray, mirrored: bool, wanted: Box | None, rng: np.random.Generator) -> tuple[Box, np.ndarray]:
+    """The box of the wanted object, or of any, and its kinds."""
+    rows = table[table[:, 0] >= 0]
+    boxes = rows[:, 3:7].copy()
+    if mirrored:
+        boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
+    row = int(rng.integers(len(rows))) if wanted is None else int(np.abs(boxes - np.array(wanted)).sum(1).argmin())
+    x0, y0, x1, y1 = (float(value) for value in boxes[row])
+    return (x0, y0, x1, y1), rows[row, :3].astype(np.int64)
+
+
+def _shown(turn: Turn, cut: Cut, rng: np.random.Generator) -> Turn:
+    """The turn with the crop in context, with or without the words that `pearl-gen` puts around it."""
+    voice, call, said = Voice(rng), "", ""
+    thought = voice.say("look", name="it") if voice.chance(0.7) else ""
+    if voice.chance(0.4):
+        arguments = {"image": 0, "box": [round(side, 4) for side in cut.box]}
+        call = "\n<tool_call>\n" + json.dumps({"name": "crop", "arguments": arguments}) + "\n</tool_call>"
+        said = f"Cropped image 0 to {as_text(cut.box)}: {cut.size[0]}×{cut.size[1]} pixels."
+    return Turn(turn.question, turn.choices, turn.answer, cut.grid, thought + call, said)

@@ -1,0 +1,150 @@
+"""What each stage of vlm-nano's training minimises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipes.vlm_nano.batches import Batch, places
+from recipes.vlm_nano.network import Language, Sight, answer_loss, as_patches, see, think
+from recipes.vlm_nano.things import FEATURES, KINDS, PRESENT, SIDE
+
+NOISE = 0.1
+NEAR_METRES = 1.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """`correct` is 1 for every answer that was right, 0 for others; `families` (same shape) says whose it was."""
+
+    loss: Tensor
+    parts: dict[str, float]
+    correct: Tensor | None = None
+    families: Tensor | None = None
+
+
+class Pupil(nn.Module):
+    """The model with what only its training needs: true visual tokens, and heads that read what is seen."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        width, seen = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
+        self.model = model
+        self.things = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
+        self.read_token = nn.Linear(width, FEATURES)
+        self.read_crop = nn.Linear(width, sum(KINDS))
+        self.read_patch = nn.Linear(seen, KINDS[0] + KINDS[1] + 3)
+        self.sight = Sight(model.model.visual)
+        self.language = Language(model.model.language_model)
+        self.grid = nn.Buffer(torch.from_numpy(places(SIDE, SIDE))[None], persistent=False)
+
+    def compile_parts(self) -> None:
+        """One compilation serves all layers."""
+        self.sight.see = torch.compile(see, dynamic=False)
+        self.language.think = torch.compile(think, dynamic=False)
+
+    def look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """States by patch, visual tokens of the images, and those of the crops."""
+        assert batch.images is not None
+        states, tokens = self.sight(as_patches(batch.images), self.grid.expand(len(batch.images), -1, -1), None)
+        return states, tokens, self.sight(batch.crops, batch.crop_places, batch.crop_real)[1]
+
+    def objects_loss(self, batch: Batch) -> Result:
+        """Answers from true visual tokens, made a little uncertain; those without an object are not seen."""
+        return self._answers(batch, self._true_tokens(batch), None, batch.cells[..., PRESENT] == 0)
+
+    def cells_loss(self, batch: Batch) -> Result:
+        """Answers from true visual tokens among many that say nothing."""
+        return self._answers(batch, self._true_tokens(batch), None)
+
+    def _true_tokens(self, batch: Batch) -> Tensor:
+        tokens: Tensor = self.things(batch.cells)
+        return tokens + NOISE * tokens.detach().std() * torch.randn_like(tokens)
+
+    def sight_loss(self, batch: Batch) -> Result:
+        """Visual tokens as the true ones would be, and states from which the picture can be read."""
+        states, tokens, crops = self.look(batch)
+        with torch.no_grad():
+            truth = self.things(batch.cells).float()
+        there = batch.cells[..., PRESENT] > 0
+        error = (tokens.float() - truth).square().mean(-1) / truth[there].var()
+        imitation = error[there].mean() + 0.5 * error[~there].mean()
+        reading, parts = self._reading(batch, states, tokens, crops)
+        return Result(2 * imitation + reading, {"imitation": imitation.item(), **parts})
+
+    def joint_loss(self, batch: Batch, share: float = 0.2) -> Result:
+        """Answers from pictures; what is seen must stay readable."""
+        states, tokens, crops = self.look(batch)
+        answers = self._answers(batch, tokens, crops)
+        reading, parts = self._reading(batch, states, tokens, crops)
+        return Result(
+            answers.loss + share * reading, {**answers.parts, **parts}, answers.correct, answers.families
+        )  # fmt: skip
+
+    def _answers(self, batch: Batch, tokens: Tensor, crops: Tensor | None, hidden: Tensor | None = None) -> Result:
+        loss, correct, families = answer_loss(self.model, self.language, batch.rows, tokens, crops, hidden)
+        return Result(loss, {"answers": loss.item()}, correct, families)
+
+    def _reading(self, batch: Batch, states: Tensor, tokens: Tensor, crops: Tensor) -> tuple[Tensor, dict[str, float]]:
+        by_token = token_loss(self.read_token(tokens).float(), batch.cells)
+        by_patch = patch_loss(self.read_patch(states).float(), batch.patches)
+        assert batch.crop_real is not None
+        assert batch.crop_kinds is not None
+        real = batch.crop_real[:, ::4, None].float()
+        by_crop = crop_loss(self.read_crop((crops * real).sum(1) / real.sum(1)).float(), batch.crop_kinds)
+        return by_token[0] + by_patch[0] + by_crop[0], {**by_token[1], **by_patch[1], **by_crop[1]}
+
+
+def token_loss(read: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Is an object centred here; if so, of which kinds, where exactly, how large, how far?"""
+    there = cells[..., PRESENT] > 0
+    present = F.binary_cross_entropy_with_logits(read[..., PRESENT], cells[..., PRESENT], pos_weight=_like(read, 3.0))
+    got, truth = read[there], cells[there]
+    loss, parts, start = 4 * present, dict[str, float](), 1
+    for name, count in zip(("colour", "shape", "material"), KINDS, strict=True):
+        logits, label = got[:, start : start + count], truth[:, start : start + count].argmax(-1)
+        loss = loss + F.cross_entropy(logits, label)
+        parts[f"seen {name}"] = (logits.argmax(-1) == label).float().mean().item()
+        start += count
+    found = ((read[..., PRESENT] > 0) & there).sum() / ((read[..., PRESENT] > 0) | there).sum()
+    loss = loss + 2 * F.smooth_l1_loss(got[:, start:], truth[:, start:])
+    parts["seen depth"] = (got[:, start + 5] - truth[:, start + 5]).abs().mean().item()
+    return loss, {"found": found.item(), **parts}
+
+
+def crop_loss(read: Tensor, kinds: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Colour, shape and material of the object that a crop shows."""
+    loss, parts, start = read.sum() * 0, dict[str, float](), 0
+    there = kinds[:, 0] >= 0
+    if not there.any():
+        return loss, parts
+    for index, (name, count) in enumerate(zip(("colour", "shape", "material"), KINDS, strict=True)):
+        logits, label = read[there, start : start + count], kinds[there, index]
+        loss = loss + F.cross_entropy(logits, label)
+        parts[f"crop {name}"] = (logits.argmax(-1) == label).float().mean().item()
+        start += count
+    return loss, parts
+
+
+def patch_loss(read: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Colour and shape of the object in each patch (or none), and the logarithm of its depth."""
+    colours, shapes = KINDS[0] + 1, KINDS[1] + 1
+    colour, shape = (patches[..., k].long() + 1 for k in (0, 1))
+    weights = torch.where(colour > 0, 3.0, 1.0)
+
+    def named(logits: Tensor, label: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits.flatten(0, 1), label.flatten(), reduction="none")
+        return (losses * weights.flatten()).sum() / weights.sum()
+
+    depth = torch.log(patches[..., 2] / NEAR_METRES)
+    far = (weights * (read[..., -1] - depth).abs()).sum() / weights.sum()
+    loss = named(read[..., :colours], colour) + named(read[..., colours : colours + shapes], shape) + far
+    return loss, {"patch depth": far.item()}
+
+
+def _like(tensor: Tensor, value: float) -> Tensor:
+    return torch.full((), value, device=tensor.device, dtype=tensor.dtype)

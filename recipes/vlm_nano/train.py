@@ -1,0 +1,298 @@
+"""Trains vlm-nano on what `data.py` made, in four stages.
+
+    torchrun --nproc-per-node 2 -m recipes.vlm_nano.train --out runs/vlm_nano/model     # 2 cores
+    python -m recipes.vlm_nano.train --out runs/vlm_nano/model                          # 1 core, or a GPU
+
+`objects`: answers from true visual tokens, which say what stands in their cell; `cells`: the same among the empty
+ones. `sight`: the vision tower learns to produce these tokens. `joint`: answers from pictures, some with a zoomed crop
+in context. Each stage has its budget in core-minutes (minutes times processes), in which its learning rate falls;
+`--clock cpu` counts the time on the processor instead of the wall clock, for a machine that is busy with other things.
+A run that was stopped continues from its last checkpoint, with as many processes as there are now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.vlm_nano.batches import FAMILIES, HELD_OUT, Batch, Batches
+from recipes.vlm_nano.corpus import texts
+from recipes.vlm_nano.data import Questions
+from recipes.vlm_nano.losses import Pupil, Result
+from recipes.vlm_nano.model import build_model, build_processor, export, train_tokenizer
+
+SEED = 5
+WARMUP_STEPS = 100
+FLOOR = 0.05
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`minutes`: minutes times processes; `cropping`: the share of scenes with a crop in a conversation."""
+
+    name: str
+    minutes: float
+    rate: float
+    seeing: bool
+    cropping: float = 0.0
+
+
+STAGES = (
+    Stage("objects", 60, 1.5e-3, seeing=False),
+    Stage("cells", 20, 1e-3, seeing=False),
+    Stage("sight", 90, 1.5e-3, seeing=True),
+    Stage("joint", 240, 8e-4, seeing=True, cropping=0.6),
+)
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the stage, its steps, scenes and seconds (times processes) so far."""
+
+    stage: int = 0
+    step: int = 0
+    scenes: int = 0
+    spent: float = 0.0
+
+
+class Steps(Dataset[Batch]):
+    def __init__(self, batches: Batches, start: int) -> None:
+        self.batches, self.start = batches, start
+
+    def __len__(self) -> int:
+        return 10_000_000
+
+    def __getitem__(self, index: int) -> Batch:
+        torch.set_num_threads(1)
+        return self.batches.draw(self.start + index)
+
+
+def loss_of(pupil: Pupil, stage: Stage, batch: Batch) -> Result:
+    loss: Result = getattr(pupil, f"{stage.name}_loss")(batch)
+    return loss
+
+
+@dataclass
+class Run:
+    """One process's share of a training."""
+
+    pupil: Pupil
+    processor: Any
+    data: Path
+    out: Path
+    stages: tuple[Stage, ...]
+    device: str
+    batch: int
+    loaders: int
+    report_seconds: float
+    clock: Callable[[], float]
+    rank: int = 0
+    world: int = 1
+
+    def train(self) -> None:
+        progress = Progress()
+        checkpoint = self.out / "checkpoint.pt"
+        state = torch.load(checkpoint, map_location=self.device, weights_only=True) if checkpoint.exists() else None
+        if state:
+            self.pupil.load_state_dict(state["pupil"])
+            progress = Progress(**state["progress"])
+        while progress.stage < len(self.stages):
+            stage = self.stages[progress.stage]
+            optimizer = torch.optim.AdamW(self.parameters(stage), lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.02)
+            if state and progress.step:
+                optimizer.load_state_dict(state["optimizer"])
+            state = None
+            self._train_stage(stage, optimizer, progress)
+            progress = Progress(progress.stage + 1)
+            self._save(optimizer, progress)
+        if self.rank == 0:
+            export(self.pupil.model, self.processor, self.out / "export")
+
+    def parameters(self, stage: Stage) -> list[torch.nn.Parameter]:
+        readers = [self.pupil.read_token, self.pupil.read_crop, self.pupil.read_patch]
+        chosen = {
+            "objects": [self.pupil.model.model.language_model, self.pupil.things],
+            "cells": [self.pupil.model.model.language_model, self.pupil.things],
+            "sight": [self.pupil.model.model.visual, *readers],
+            "joint": [self.pupil.model, *readers],
+        }[stage.name]
+        return [parameter for module in chosen for parameter in module.parameters()]
+
+    def _train_stage(self, stage: Stage, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        batches = Batches(
+            self.data, self.processor.tokenizer, self.batch, self.rank, seeing=stage.seeing, cropping=stage.cropping
+        )
+        batches_ahead = self._ahead(batches, progress.step)
+        figures, budget = Figures(), stage.minutes * 60
+        begin, before, last = self.clock(), progress.spent, progress.spent
+        while True:
+            progress.spent = before + self._agreed(self.clock() - begin) * self.world
+            done = min(progress.spent / budget, 1.0)
+            if progress.spent - last > self.report_seconds * self.world or done >= 1:
+                last = progress.spent
+                self._report(stage, batches, figures, progress)
+                self._save(optimizer, progress)
+                figures = Figures()
+            if done >= 1:
+                return
+            for group in optimizer.param_groups:
+                group["lr"] = stage.rate * min(1, (progress.step + 1) / WARMUP_STEPS) * (1 - (1 - FLOOR) * done)
+            with self._autocast():
+                result = loss_of(self.pupil, stage, next(batches_ahead).to(self.device))
+            optimizer.zero_grad(set_to_none=True)
+            result.loss.backward()
+            self._share_gradients(optimizer)
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+            optimizer.step()
+            figures.add(result)
+            progress.step += 1
+            progress.scenes += self.batch * self.world
+
+    def _ahead(self, batches: Batches, start: int) -> Iterator[Batch]:
+        steps = Steps(batches, start)
+        loader: Iterable[Batch] = (
+            DataLoader(steps, batch_size=None, shuffle=False, num_workers=self.loaders, prefetch_factor=4)
+            if self.loaders
+            else (steps[index] for index in range(len(steps)))
+        )
+        return iter(loader)
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16)
+
+    def _agreed(self, seconds: float) -> float:
+        """All processes must see the same clock."""
+        if self.world == 1:
+            return seconds
+        clock = torch.tensor(seconds, dtype=torch.float64)
+        dist.broadcast(clock, 0)
+        return float(clock)
+
+    def _share_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / self.world).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    @torch.no_grad()
+    def _report(self, stage: Stage, batches: Batches, figures: Figures, progress: Progress) -> None:
+        if self.rank:
+            return
+        held_out = Figures()
+        size, batches.size = batches.size, 10
+        for start in range(0, HELD_OUT if self.device == "cuda" else 40, 10):
+            with self._autocast():
+                held_out.add(loss_of(self.pupil, stage, batches.held_out(start).to(self.device)))
+        batches.size = size
+        line = {
+            "stage": stage.name, "step": progress.step, "scenes": progress.scenes,
+            "core-minutes": round(progress.spent / 60, 1), "train": figures.summary(), "held out": held_out.summary(),
+        }  # fmt: skip
+        with (self.out / "log.jsonl").open("a") as file:
+            print(json.dumps(line), file=file)
+        print(json.dumps(line), flush=True)
+
+    def _save(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        if self.rank:
+            return
+        state = {
+            "pupil": self.pupil.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress),
+        }  # fmt: skip
+        partial = self.out / "checkpoint.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / "checkpoint.pt")
+
+
+class Figures:
+    """Means of losses, and the share of right answers by family, over some steps."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = defaultdict(list)
+        self.right, self.asked = np.zeros(len(FAMILIES)), np.zeros(len(FAMILIES))
+
+    def add(self, result: Result) -> None:
+        for name, value in result.parts.items():
+            self.parts[name].append(value)
+        if result.correct is not None and result.families is not None:
+            families, correct = result.families.cpu().numpy(), result.correct.cpu().numpy()
+            self.asked += np.bincount(families, minlength=len(FAMILIES))
+            self.right += np.bincount(families, weights=correct, minlength=len(FAMILIES))
+
+    def summary(self) -> dict[str, float]:
+        shares = {
+            family: round(float(right / asked), 3)
+            for family, right, asked in zip(FAMILIES, self.right, self.asked, strict=True)
+            if asked
+        }
+        return {**{name: round(float(np.mean(values)), 4) for name, values in self.parts.items()}, **shares}
+
+
+def load_tokenizer(folder: Path, data: Path) -> Any:
+    """The run's tokenizer, trained when there is none yet."""
+    if not folder.exists():
+        train_tokenizer(texts(Questions(data))).save_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("runs/vlm_nano/data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/vlm_nano/model"))
+    parser.add_argument(
+        "--core-minutes", type=float, nargs=len(STAGES), default=[s.minutes for s in STAGES], help="of each stage"
+    )
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=4, help="scenes a step and process")
+    parser.add_argument("--loaders", type=int, default=0, help="processes that prepare batches; a GPU wants a dozen")
+    parser.add_argument("--report-seconds", type=float, default=240)
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        dist.init_process_group("gloo")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        load_tokenizer(options.out / "tokenizer", options.data)
+    if world > 1:
+        dist.barrier()
+    tokenizer = load_tokenizer(options.out / "tokenizer", options.data)
+    torch.manual_seed(SEED)
+    pupil = Pupil(build_model(tokenizer)).to(options.device)
+    if options.compile:
+        pupil.compile_parts()
+    stages = tuple(
+        Stage(s.name, minutes, s.rate, s.seeing, s.cropping)
+        for s, minutes in zip(STAGES, options.core_minutes, strict=True)
+    )  # fmt: skip
+    Run(
+        pupil, build_processor(tokenizer), options.data, options.out, stages, options.device, options.batch,
+        options.loaders, options.report_seconds,
+        time.monotonic if options.clock == "wall" else time.process_time, rank, world,
+    ).train()  # fmt: skip
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
