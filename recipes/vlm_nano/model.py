@@ -107,7 +107,7 @@ def build_model(tokenizer: Any) -> Any:
     )  # fmt: skip
     model: Any = Qwen2_5_VLForConditionalGeneration(config)
     with torch.no_grad():  # neighbouring pixels agree, so that patches would be far larger than what blocks add to them
-        model.model.visual.patch_embed.proj.weight.mul_(0.1)
+        model.model.visual.patch_embed.proj.weight.mul_(0.01)
     return model
 
 
