@@ -41,5 +41,4 @@ def test_a_run_of_the_paper_is_dry_run(data: str, model: str, folder: Path) -> N
     epochs = 4 if data == "pixelreasoner" else 1
     settings = json.loads((FOLDER / f"{data}.json").read_text())
     assert (settings["epochs"], settings["accumulation"]) == (epochs, 2 if epochs == 4 else 8)
-    assert "losses" in shown.output or "objective" in shown.output
-    assert "LoRA" in shown.output or "lora" in shown.output or "language_model" in shown.output
+    assert "as LoRA adapters" in shown.output

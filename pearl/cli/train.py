@@ -184,7 +184,6 @@ def _settings(given: dict[str, Any]) -> TrainConfig:
     settings: dict[str, Any] = {"objective_options": {}}
     for path in given.get("config", ()):
         found = read_settings(path)
-        make_config({"data": "", **found}, str(path))
         merged = {**settings["objective_options"], **found.get("objective_options", {})}
         settings |= {**found, "objective_options": merged}
     settings |= {**changes, "objective_options": {**settings["objective_options"], **options}}

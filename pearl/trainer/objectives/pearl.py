@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,13 +23,6 @@ from pearl.trainer.packing import Batch, Example
 from pearl.trainer.views import PREDICTOR_MARK, ImageInputs, View, ViewEncoder
 
 Distance = Literal["cosine", "smooth-l1", "l2", "mse"]
-
-
-_ALLOWED = {
-    "jepa_distance": get_args(Distance),
-    "nextlat_token": ("next", "published"),
-    "targets": ("trajectory", "steps"),
-}
 
 
 @dataclass(frozen=True)
@@ -68,9 +61,6 @@ class Pearl(Objective):
             raise PearlError("pearl needs at least one predictor token")
         if self.lambda_ < 0 or self.direct_weight < 0:
             raise PearlError("the weights of pearl's terms cannot be negative")
-        for name, allowed in _ALLOWED.items():
-            if getattr(self, name) not in allowed:
-                raise PearlError(f"pearl's {name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
         if self.target_encoder is not None and self.jepa:
             preprocessing(self.target_encoder)
 
