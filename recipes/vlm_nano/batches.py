@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pearl.drawing import draw_points, pixel_box
 from pearl.pipelines.experts.base import padded
-from pearl.pipelines.experts.voice import Voice
+from pearl.pipelines.experts.voice import Voice, article
 from pearl.records import Box
 from pearl.tools.base import as_text
 from recipes.vlm_nano.asks import ASKS
@@ -37,6 +38,7 @@ WEIGHTS = {
     "spatial relation": 1.5, "comparison": 1.5, "counting": 1.3, "chain": 1.2,
 }  # fmt: skip
 FAMILIES = tuple(ASKS)
+NAMED = re.compile(r"(?:What|Which) (?:colour|shape) (?:is|does) (?P<name>the (?:(?! that ).)+?)(?: have)?\?")
 
 
 @dataclass(frozen=True)
@@ -122,17 +124,18 @@ class Cut:
 
 class Batches:
     """A batch is a function of the step and the rank. `seeing`: with images and crops; `cropping`: how many
-    scenes' crops stand in a conversation; `more`: with crops of other scenes."""
+    scenes' crops stand in a conversation; `more`: with crops of other scenes; `told`: of so many batches one comes
+    without images."""
 
     def __init__(
         self, folder: Path, tokenizer: Any, size: int, rank: int = 0, *, seeing: bool = False, cropping: float = 0,
-        more: bool = False,
+        more: bool = False, told: int = 0,
     ) -> None:  # fmt: skip
         self.arrays: Arrays = open_arrays(folder)
         self.questions = Questions(folder)
         self.packer = Packer(tokenizer)
         self.size, self.rank, self.seeing, self.cropping = size, rank, seeing, cropping
-        self.more = more
+        self.more, self.told = more, told
         kinds = [[(a.skill, a.kind) for a in asked] for asked in self.questions]
         counts = Counter(kind for scene in kinds for kind in scene)
         alternatives = Counter(skill for skill, _ in counts)
@@ -145,27 +148,29 @@ class Batches:
     def draw(self, step: int) -> Batch:
         rng = np.random.default_rng([SEED, step, self.rank])
         picks = rng.integers(0, len(self) - HELD_OUT, self.size)
-        batch = self.collate([self._scene(int(pick), rng) for pick in picks])
+        seeing = self.seeing and (not self.told or step % self.told > 0)
+        batch = self.collate([self._scene(int(pick), rng, seeing) for pick in picks], seeing)
         return replace(batch, more=self.draw_crops(step, share=0.5)) if self.more else batch
 
     def held_out(self, start: int) -> Batch:
         """`size` of the last scenes, from the `start`th on, which are not trained on."""
         rng = np.random.default_rng([SEED, start])
         first = len(self) - HELD_OUT + start
-        return self.collate([self._scene(pick, rng, plain=True) for pick in range(first, first + self.size)])
+        picks = range(first, first + self.size)
+        return self.collate([self._scene(pick, rng, self.seeing, plain=True) for pick in picks], self.seeing)
 
-    def _scene(self, index: int, rng: np.random.Generator, plain: bool = False) -> dict[str, Any]:
+    def _scene(self, index: int, rng: np.random.Generator, seeing: bool, plain: bool = False) -> dict[str, Any]:
         mirrored = not plain and rng.random() < 0.5
         asked = [a.mirrored() if mirrored else a for a in self.questions[index]]
         keys = self.weights[index] + rng.gumbel(size=len(asked))
         asked = [asked[i] for i in np.argsort(-keys)]
         marked = next((a for a in asked if a.points), None) if rng.random() < WITH_POINTS else None
         image = self.arrays.images[index][:, ::-1] if mirrored else self.arrays.images[index]
-        image = _recoloured(image, rng) if self.seeing and not plain else image
-        if marked is not None and self.seeing:
+        image = _recoloured(image, rng) if seeing and not plain else image
+        if marked is not None and seeing:
             image = draw_points(np.ascontiguousarray(image), marked.points, marked.choices)
         plainly = [a for a in asked if not a.points][:QUESTIONS]
-        chosen = [marked, *plainly] if marked is not None and self.seeing else plainly
+        chosen = [marked, *plainly] if marked is not None and seeing else plainly
         turns = [
             Turn(
                 a.text, a.choices if rng.random() < WITH_CHOICES else (), a.answer,
@@ -176,7 +181,7 @@ class Batches:
         table = self.arrays.objects[index]
         cut, kinds = None, np.full(len(KINDS), -1)
         about = next((a for a in chosen if a.target), None) if rng.random() < self.cropping else None
-        if self.seeing:
+        if seeing:
             box, kinds = _boxed(table, mirrored, about.target if about else None, rng)
             cut = cut_out(image, box, float(rng.uniform(0.05, 0.4)))
         if about and cut:
@@ -218,10 +223,10 @@ class Batches:
         found = (np.stack(patches[:count]), where, np.stack(kinds[:count]))
         return Crops(*(torch.from_numpy(part) for part in found))
 
-    def collate(self, scenes: list[dict[str, Any]]) -> Batch:
+    def collate(self, scenes: list[dict[str, Any]], seeing: bool) -> Batch:
         rows = Rows.stack([scene["packed"] for scene in scenes])
         cells, patches = (torch.from_numpy(np.stack([s[name] for s in scenes])) for name in ("cells", "patches"))
-        if not self.seeing:
+        if not seeing:
             return Batch(rows, cells, patches)
         images = torch.from_numpy(np.stack([normalised(scene["image"]) for scene in scenes]))
         crops = np.zeros((len(scenes), 4 * CROP_TOKENS, 3 * PATCH * PATCH), np.float32)
@@ -288,10 +293,17 @@ def _boxed(table: np.ndarray, mirrored: bool, wanted: Box | None, rng: np.random
 
 def _shown(turn: Turn, cut: Cut, rng: np.random.Generator) -> Turn:
     """The turn with the crop in context, with or without the words that `pearl-gen` puts around it."""
-    voice, call, said = Voice(rng), "", ""
-    thought = voice.say("look", name="it") if voice.chance(0.7) else ""
-    if voice.chance(0.4):
+    voice, call, said, conclusion = Voice(rng), "", "", ""
+    name = (found := NAMED.fullmatch(turn.question)) and found["name"]
+    thought = voice.say("look", name=name or "it") if voice.chance(0.8) else ""
+    if thought and voice.chance(0.7):
         arguments = {"image": 0, "box": [round(side, 4) for side in cut.box]}
         call = "\n<tool_call>\n" + json.dumps({"name": "crop", "arguments": arguments}) + "\n</tool_call>"
         said = f"Cropped image 0 to {as_text(cut.box)}: {cut.size[0]}×{cut.size[1]} pixels."
-    return replace(turn, crop=cut.grid, thought=thought + call, said=said)
+    if name and voice.chance(0.6):
+        value = turn.answer if "colour" in turn.question else article(turn.answer)
+        conclusion = f"{voice.say('value', name=name, value=value)} {voice.say('answer', answer=turn.answer)}\n"
+    return replace(
+        turn, crop=cut.grid, thought=thought + call, said=said, conclusion=conclusion,
+        opening=OPENING if conclusion else turn.opening,
+    )  # fmt: skip

@@ -39,7 +39,7 @@ def greatest_differences() -> tuple[float, float]:
     sight, grid = Sight(model.model.visual), torch.from_numpy(places(SIZE // TOKEN, SIZE // TOKEN))[None]
     cut_patches, cut_places = torch.from_numpy(cut.patches)[None], torch.from_numpy(cut.places)[None]
     tokens, crops = sight(patches, grid, None)[1], sight(cut_patches, cut_places, None)[1]
-    states = Language(model.model.language_model)(embedded(model, rows, tokens, crops), rows.positions, rows.mask)[0]
+    states = Language(model.model.language_model)(embedded(model, rows, tokens, crops), rows.positions, rows.mask)[0][0]
 
     crop = Image.fromarray(_cropped(image, QUESTION))
     user = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": _asked()}]

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.vlm_nano.batches import Batch, Crops, places
-from recipes.vlm_nano.network import Language, Sight, answer_loss, as_patches, see, think
-from recipes.vlm_nano.things import FEATURES, KINDS, PRESENT, SIDE
+from recipes.vlm_nano.network import Language, Sight, as_patches, say, see, think
+from recipes.vlm_nano.things import DEPTH, FEATURES, KINDS, PRESENT, SIDE
 
 NOISE = 0.1
 NEAR_METRES = 1.0
+SPEECH_SHARE, READING_SHARE, PLACE_SHARE, IMITATION_SHARE = 0.3, 0.2, 0.5, 0.1
 IMPORTANCE = {"colour": 1.0, "shape": 3.0, "material": 1.0}
 
 
@@ -39,6 +40,7 @@ class Pupil(nn.Module):
         self.read_token = nn.Linear(width, FEATURES)
         self.read_crop = nn.Linear(width, sum(KINDS))
         self.read_patch = nn.Linear(seen, KINDS[0] + KINDS[1] + 3)
+        self.read_place = nn.Linear(width, 3)
         self.sight = Sight(model.model.visual)
         self.language = Language(model.model.language_model)
         self.grid = nn.Buffer(torch.from_numpy(places(SIDE, SIDE))[None], persistent=False)
@@ -77,9 +79,7 @@ class Pupil(nn.Module):
         states, tokens, crops = self.look(batch)
         with torch.no_grad():
             truth = self.things(batch.cells).float()
-        there = batch.cells[..., PRESENT] > 0
-        error = (tokens.float() - truth).square().mean(-1) / truth[there].var()
-        imitation = error[there].mean() + 0.5 * error[~there].mean()
+        imitation = imitation_loss(tokens, truth, batch.cells)
         reading, parts = self._reading(batch, states, tokens, crops)
         loss = 2 * imitation + reading
         if batch.more is not None:
@@ -87,18 +87,34 @@ class Pupil(nn.Module):
             loss, parts = loss + 2 * others.loss, {**parts, **{f"more {k}": v for k, v in others.parts.items()}}
         return Result(loss, {"imitation": imitation.item(), **parts})
 
-    def joint_loss(self, batch: Batch, share: float = 0.2) -> Result:
-        """Answers from pictures; what is seen must stay readable."""
+    def joint_loss(self, batch: Batch) -> Result:
+        """Answers from pictures, which must stay readable and near the true tokens; or from true tokens, where the
+        batch has no pictures."""
+        if batch.images is None:
+            told = self.cells_loss(batch)
+            return Result(told.loss, {f"told {name}": value for name, value in told.parts.items()})
         states, tokens, crops = self.look(batch)
         answers = self._answers(batch, tokens, crops)
         reading, parts = self._reading(batch, states, tokens, crops)
+        imitation = imitation_loss(tokens, self.things(batch.cells).float(), batch.cells)
         return Result(
-            answers.loss + share * reading, {**answers.parts, **parts}, answers.correct, answers.families
+            answers.loss + READING_SHARE * reading + IMITATION_SHARE * imitation,
+            {**answers.parts, "imitation": imitation.item(), **parts}, answers.correct, answers.families,
         )  # fmt: skip
 
+    heads_loss = joint_loss
+
     def _answers(self, batch: Batch, tokens: Tensor, crops: Tensor | None, hidden: Tensor | None = None) -> Result:
-        loss, correct, families = answer_loss(self.model, self.language, batch.rows, tokens, crops, hidden)
-        return Result(loss, {"answers": loss.item()}, correct, families)
+        """What is said, and what the language model knows of places by its middle."""
+        said = say(self.model, self.language, batch.rows, tokens, crops, hidden)
+        place, off = place_loss(
+            self.read_place(F.rms_norm(said.middle, said.middle.shape[-1:])).float(), batch.cells, hidden is None
+        )
+        parts = {"answers": said.answers.item(), **off}
+        if (speech := said.speech.item()) > 0:
+            parts["speech"] = speech
+        loss = said.answers + SPEECH_SHARE * said.speech + PLACE_SHARE * place
+        return Result(loss, parts, said.right, said.families)
 
     def _reading(self, batch: Batch, states: Tensor, tokens: Tensor, crops: Tensor) -> tuple[Tensor, dict[str, float]]:
         by_token = token_loss(self.read_token(tokens).float(), batch.cells)
@@ -108,6 +124,26 @@ class Pupil(nn.Module):
         real = batch.crop_real[:, ::4, None].float()
         by_crop = crop_loss(self.read_crop((crops * real).sum(1) / real.sum(1)).float(), batch.crop_kinds)
         return by_token[0] + by_patch[0] + by_crop[0], {**by_token[1], **by_patch[1], **by_crop[1]}
+
+
+def imitation_loss(tokens: Tensor, truth: Tensor, cells: Tensor) -> Tensor:
+    """How far visual tokens are from the true ones, in units of their variance."""
+    there = cells[..., PRESENT] > 0
+    error = (tokens.float() - truth).square().mean(-1) / torch.maximum(
+        truth[there].var(), tokens[there].float().var()
+    ).detach()
+    return error[there].mean() + 0.5 * error[~there].mean()
+
+
+def place_loss(read: Tensor, cells: Tensor, everywhere: bool) -> tuple[Tensor, dict[str, float]]:
+    """In which row and column a visual token lies (`everywhere`, or where objects are), and how far away its object."""
+    there = cells[..., PRESENT] > 0
+    at = torch.linspace(-1, 1, SIDE, device=read.device)
+    place = torch.stack(torch.meshgrid(at, at, indexing="ij"), -1).view(1, -1, 2).expand(len(read), -1, -1)
+    off = (read[..., :2] - place).abs().mean(-1)
+    off = off.mean() if everywhere else off[there].mean()
+    far = (read[there][:, 2] - cells[there][:, DEPTH]).abs().mean()
+    return off + far, {"place": off.item(), "known depth": far.item()}
 
 
 def token_loss(read: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -123,7 +159,7 @@ def token_loss(read: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, float]]:
         start += count
     found = ((read[..., PRESENT] > 0) & there).sum() / ((read[..., PRESENT] > 0) | there).sum()
     loss = loss + 2 * F.smooth_l1_loss(got[:, start:], truth[:, start:])
-    parts["seen depth"] = (got[:, start + 5] - truth[:, start + 5]).abs().mean().item()
+    parts["seen depth"] = (got[:, DEPTH] - truth[:, DEPTH]).abs().mean().item()
     return loss, {"found": found.item(), **parts}
 
 

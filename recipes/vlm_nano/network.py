@@ -7,6 +7,7 @@ themselves. It gives what the model's own forward gives on each question alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 from recipes.vlm_nano.batches import Rows
 from recipes.vlm_nano.model import PATCH
+from recipes.vlm_nano.packing import SPEECH
+
+MIDDLE = 3
+"""After this many layers the language model knows where and how far away what it sees is."""
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -103,8 +108,11 @@ class Language(nn.Module):
         super().__init__()
         self.text, self.think = text, think
 
-    def forward(self, embeds: Tensor, positions: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Final (normalised) states (B, T, W), where T is the prefix and then the rows, R × L, end to end.
+    def forward(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor, hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Final (normalised) states (B, T, W), where T is the prefix and then the rows, R × L, end to end; and those
+        of the prefix after `MIDDLE` layers, (B, prefix, W).
 
         Args:
             embeds: (B, T, W).
@@ -119,21 +127,34 @@ class Language(nn.Module):
         if covered is not None:
             causal = (causal + covered) * (1 - torch.eye(prefix, device=causal.device))
         inside = torch.where(mask, 0.0, -1e4)[:, None]
-        states = embeds
-        for layer in self.text.layers:
+        states, middle = embeds, embeds
+        for index, layer in enumerate(self.text.layers):
+            middle = states[:, :prefix] if index == MIDDLE else middle
             states = self.think(layer, states, cos, sin, causal, inside, covered)
-        return self.text.norm(states)  # type: ignore[no-any-return]
+        return self.text.norm(states), middle
 
 
-def answer_loss(
+@dataclass(frozen=True)
+class Said:
+    """Mean cross-entropy over the answers' tokens and over those of speech; which answers were right as a whole, and
+    of which families they are; the image's states after `MIDDLE` layers, (B, V, W)."""
+
+    answers: Tensor
+    speech: Tensor
+    right: Tensor
+    families: Tensor
+    middle: Tensor
+
+
+def say(
     model: Any,
-    language: Callable[..., Tensor],
+    language: Callable[..., tuple[Tensor, Tensor]],
     rows: Rows,
     images: Tensor,
     crops: Tensor | None,
     hidden: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy over the answers' tokens, which answers were right as a whole, and their families.
+) -> Said:
+    """What the model says where labels stand.
 
     Args:
         images: (B, V, W) the visual tokens of each scene's image.
@@ -141,19 +162,26 @@ def answer_loss(
         hidden: (B, V) which visual tokens are not to be seen.
     """
     text = model.model.language_model
+    prefix = rows.tokens.shape[1] - rows.mask.shape[1] * rows.mask.shape[2]
+    seen = rows.image_at[:, :prefix] >= 0
     if hidden is not None:
-        prefix = rows.tokens.shape[1] - rows.mask.shape[1] * rows.mask.shape[2]
-        at = rows.image_at[:, :prefix]
-        hidden = hidden.gather(1, at.clamp(min=0)) & (at >= 0)
-    states = language(embedded(model, rows, images, crops), rows.positions, rows.mask, hidden)
+        hidden = hidden.gather(1, rows.image_at[:, :prefix].clamp(min=0)) & seen
+    states, middle = language(embedded(model, rows, images, crops), rows.positions, rows.mask, hidden)
     places = rows.labels >= 0
     logits = F.linear(states[places], text.embed_tokens.weight).float()
-    labels = rows.labels[places]
-    starts = places & ~F.pad(places, (1, 0))[:, :-1]
-    answer_of = starts.flatten().cumsum(0).view_as(places)[places] - 1
+    labels, families = rows.labels[places], rows.families[places]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    answers = places & (rows.families != SPEECH)
+    starts = answers & ~F.pad(answers, (1, 0))[:, :-1]
+    answer_of = starts.flatten().cumsum(0).view_as(answers)[answers] - 1
+    answering = families != SPEECH
     right = torch.ones(int(starts.sum()), device=labels.device)
-    right = right.scatter_reduce(0, answer_of, (logits.argmax(-1) == labels).float(), "amin")
-    return F.cross_entropy(logits, labels), right, rows.families[starts]
+    correct = (logits.argmax(-1) == labels).float()[answering]
+    return Said(
+        losses[answering].mean(), losses[~answering].sum() / (~answering).sum().clamp(min=1),
+        right.scatter_reduce(0, answer_of, correct, "amin"), rows.families[starts],
+        middle[seen].view(len(images), -1, middle.shape[-1]),
+    )  # fmt: skip
 
 
 def embedded(model: Any, rows: Rows, images: Tensor, crops: Tensor | None) -> Tensor:

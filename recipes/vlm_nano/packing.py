@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,15 +14,17 @@ SIDE = SIZE // TOKEN
 ROWS, LENGTH = 2, 192
 OPENING = "<|im_start|>user\n<|vision_start|>"
 ANSWERING = "<|im_end|>\n<|im_start|>assistant\n"
-SHOWING = "<|im_end|>\n<|im_start|>user\n"
+SHOWING = "\n<|im_start|>user\n"
+SPEECH = -2
+"""The family of what is said besides answers."""
 
 
 @dataclass(frozen=True)
 class Turn:
     """A question with its answer; with `crop`, (rows, columns) of visual tokens, the crop is shown in between.
 
-    `thought` is what the assistant says before it (nothing: no turn of its own), `said` the text before the crop.
-    `opening`: what stands before the answer in its turn, and is not learned.
+    `thought` is what the assistant says before it (nothing: no turn of its own), `said` the text before the crop,
+    `conclusion` what the assistant says once it has seen it. `opening` stands before the answer, and is not learned.
     """
 
     question: str
@@ -31,17 +33,40 @@ class Turn:
     crop: tuple[int, int] | None = None
     thought: str = ""
     said: str = ""
+    conclusion: str = ""
     opening: str = ""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens (n,), M-RoPE positions (3, n) from zero, the label of each (-1: none), visual token of the crop or -1."""
+    """Tokens (n,), M-RoPE positions (3, n) from zero, the label of each (-1: none), which labels are speech (thoughts,
+    calls and conclusions, not answers), visual token of the crop or -1."""
 
     tokens: np.ndarray
     positions: np.ndarray
     labels: np.ndarray
+    speech: np.ndarray
     crop_at: np.ndarray
+
+
+class Part(NamedTuple):
+    """Of n tokens: ids, positions (3, n) from zero, which the assistant says, which of these are speech, and which
+    visual token of the crop stands there or -1."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    said: np.ndarray
+    speech: np.ndarray
+    crop_at: np.ndarray
+
+
+def _placed(parts: Sequence[Part]) -> Iterator[Part]:
+    """Each part behind the greatest position of those before."""
+    start = 0
+    for part in parts:
+        if len(part.tokens):
+            yield part._replace(positions=part.positions + start)
+            start += int(part.positions.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,7 @@ class PackedScene:
         labels: (T,) the id to be said next, or -1.
         image_at: (T,) which visual token of the image stands there, or -1; `crop_at` likewise for the crop.
         mask: (ROWS, LENGTH, LENGTH) whether a token sees another of its row.
-        families: (T,) the question's family where a label stands, as an index.
+        families: (T,) the question's family where a label stands, as an index; `SPEECH` where it is no answer's.
     """
 
     tokens: np.ndarray
@@ -84,33 +109,42 @@ class Packer:
         return self.tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def segment(self, turn: Turn) -> Segment:
-        asking, answering = prompt(turn.question, turn.choices), ANSWERING + turn.opening
-        answer = self._ids(f"{' ' if turn.opening else ''}{turn.answer}<|im_end|>")
-        if turn.crop is None:
-            before = self._ids(asking + answering)
-            crop_at, positions = np.full(len(before), -1), np.tile(np.arange(len(before)), (3, 1))
-        else:
-            thinking = f"{ANSWERING}{turn.thought}" if turn.thought else ""
-            opening, closing = (
-                self._ids(f"{asking}{thinking}{SHOWING}{turn.said}<|vision_start|>"),
-                self._ids(f"<|vision_end|>{answering}"),
-            )
-            rows, columns = turn.crop
-            count, start = rows * columns, len(opening)
-            place = np.arange(count)
-            grid = np.stack([0 * place, place // columns, place % columns]) + start
-            closing_at = start + max(rows, columns) + np.arange(len(closing))
-            before = [*opening, *[self.image_id] * count, *closing]
-            crop_at = np.concatenate([np.full(start, -1), place, np.full(len(closing), -1)])
-            positions = np.concatenate(
-                [np.tile(np.arange(start), (3, 1)), grid, np.tile(closing_at, (3, 1))], 1
-            )  # fmt: skip
-        more = positions[0, -1] + 1 + np.arange(len(answer) - 1)
-        tokens = np.array([*before, *answer[:-1]])
-        labels = np.full(len(tokens), -1)
-        labels[len(before) - 1 :] = answer
-        crop_at = np.concatenate([crop_at, np.full(len(answer) - 1, -1)])
-        return Segment(tokens, np.concatenate([positions, np.tile(more, (3, 1))], 1), labels, crop_at)
+        """The parts one after another: what is given, and what is said, which has labels."""
+        given, spoken = self._given, self._spoken
+        parts = [given(prompt(turn.question, turn.choices) + ANSWERING)]
+        if turn.crop is not None:
+            if turn.thought:
+                parts += [spoken(f"{turn.thought}<|im_end|>", speech=True), given(SHOWING)]
+            else:
+                parts = [given(prompt(turn.question, turn.choices) + "<|im_end|>" + SHOWING)]
+            parts += [given(turn.said), given("<|vision_start|>"), self._shown(*turn.crop)]
+            parts += [given(f"<|vision_end|>{ANSWERING}")]
+        if turn.conclusion:
+            parts.append(spoken(turn.conclusion, speech=True))
+        parts += [given(turn.opening), spoken(f"{' ' if turn.opening else ''}{turn.answer}<|im_end|>")]
+        tokens, positions, said, speech, crop_at = (
+            np.concatenate(columns, -1) for columns in zip(*_placed(parts), strict=True)
+        )  # fmt: skip
+        labels = np.where(said[1:], tokens[1:], -1)
+        return Segment(tokens[:-1], positions[:, :-1], labels, speech[1:] & said[1:], crop_at[:-1])
+
+    def _given(self, text: str) -> Part:
+        return self._text(text, said=False, speech=False)
+
+    def _spoken(self, text: str, speech: bool = False) -> Part:
+        return self._text(text, said=True, speech=speech)
+
+    def _text(self, text: str, said: bool, speech: bool) -> Part:
+        ids = np.array(self._ids(text) if text else [], np.int64)
+        count = len(ids)
+        places = np.tile(np.arange(count), (3, 1))
+        return Part(ids, places, np.full(count, said), np.full(count, speech), np.full(count, -1))
+
+    def _shown(self, rows: int, columns: int) -> Part:
+        place = np.arange(rows * columns)
+        nothing = np.zeros(len(place), bool)
+        places = np.stack([0 * place, place // columns, place % columns])
+        return Part(np.full(len(place), self.image_id), places, nothing, nothing, place)
 
     def pack(self, turns: Sequence[Turn], families: Sequence[int]) -> PackedScene:
         """As many of the turns, in their order, as fit."""
@@ -133,7 +167,7 @@ class Packer:
             span = slice(head + row * LENGTH + inside.start, head + row * LENGTH + inside.stop)
             tokens[span], labels[span], crop_at[span] = segment.tokens, segment.labels, segment.crop_at
             positions[:, span] = segment.positions + self.first_position
-            family_of[span] = family
+            family_of[span] = np.where(segment.speech, SPEECH, family)
             mask[row, inside, inside] = np.tri(size, dtype=bool)
             filled[row] += size
         return PackedScene(tokens, positions, labels, image_at, crop_at, mask, np.where(labels >= 0, family_of, -1))

@@ -12,7 +12,7 @@ KINDS = (len(COLOURS), len(SHAPES), len(MATERIALS))
 OCTAVES = 3
 LOG_NEAR, LOG_FAR = np.log(1.2), np.log(9.0)
 FEATURES = 1 + sum(KINDS) + 4 + 2 + 2 * OCTAVES
-PRESENT = 0
+PRESENT, DEPTH = 0, 1 + sum(KINDS) + 5
 MIN_SIDE, MIN_SEEN = 5 / 252, 0.3
 
 

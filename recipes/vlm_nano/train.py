@@ -1,13 +1,14 @@
-"""Trains vlm-nano on what `data.py` made, in five stages.
+"""Trains vlm-nano on what `data.py` made, in stages.
 
     torchrun --nproc-per-node 2 -m recipes.vlm_nano.train --out runs/vlm_nano/model     # 2 cores
     python -m recipes.vlm_nano.train --out runs/vlm_nano/model                          # 1 core, or a GPU
 
 `objects`: answers from true visual tokens, which say what stands in their cell; `cells`: the same among the empty
 ones. `crops`: the vision tower names what a crop shows; `sight`: it learns to produce these tokens. `joint`: answers
-from pictures, some with a zoomed crop in context. Each stage has its budget in core-minutes (minutes times processes),
-in which its learning rate falls; `--clock cpu` counts the time on the processor instead of the wall clock, for a machine that is busy with other things.
-A run that was stopped continues from its last checkpoint, with as many processes as there are now.
+from pictures, some with a zoomed crop in context, and thoughts and calls. `heads` is for a training that begins with
+`--weights`: what is not exported learns to read the model before that moves. Each stage has its budget in core-minutes
+(minutes times processes), in which its learning rate falls; `--clock cpu` counts the time on the processor instead of
+the wall clock, for a machine that is busy with other things. A run that was stopped continues from its last checkpoint, with as many processes as there are now.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,15 @@ LAYER = re.compile(r"\b(layers|blocks)\.\d+\.")
 
 @dataclass(frozen=True)
 class Stage:
-    """`minutes`: minutes times processes; `cropping`: the share of scenes with a crop in a conversation."""
+    """`minutes`: minutes times processes; `cropping`: the share of scenes with a crop in a conversation; `told`: of so
+    many steps, one shows true visual tokens in place of pictures."""
 
     name: str
     minutes: float
     rate: float
     seeing: bool
     cropping: float = 0.0
+    told: int = 0
 
 
 STAGES = (
@@ -60,7 +63,8 @@ STAGES = (
     Stage("cells", 5, 1e-3, seeing=False),
     Stage("crops", 20, 1.5e-3, seeing=True),
     Stage("sight", 60, 8e-4, seeing=True),
-    Stage("joint", 155, 8e-4, seeing=True, cropping=0.6),
+    Stage("heads", 0, 3e-3, seeing=True, told=3),
+    Stage("joint", 155, 8e-4, seeing=True, cropping=0.6, told=3),
 )
 
 
@@ -120,7 +124,8 @@ class Run:
             if not stage.minutes:
                 progress = Progress(progress.stage + 1)
                 continue
-            optimizer = Optimizer(self.modules(stage), stage.rate)
+            self.pupil.requires_grad_(False)
+            optimizer = Optimizer(self.modules(stage).requires_grad_(), stage.rate)
             if state and progress.step:
                 optimizer.load_state_dict(state["optimizer"])
             state = None
@@ -131,13 +136,16 @@ class Run:
             export(self.pupil.model, self.processor, self.out / "export")
 
     def modules(self, stage: Stage) -> torch.nn.ModuleList:
-        readers = [self.pupil.read_token, self.pupil.read_crop, self.pupil.read_patch]
+        pupil = self.pupil
+        readers = [pupil.read_token, pupil.read_crop, pupil.read_patch]
+        speaking = [pupil.model.model.language_model, pupil.things, pupil.read_place]
         chosen = {
-            "objects": [self.pupil.model.model.language_model, self.pupil.things],
-            "cells": [self.pupil.model.model.language_model, self.pupil.things],
-            "crops": [self.pupil.model.model.visual, self.pupil.read_crop],
-            "sight": [self.pupil.model.model.visual, *readers],
-            "joint": [self.pupil.model, *readers],
+            "objects": speaking,
+            "cells": speaking,
+            "crops": [pupil.model.model.visual, pupil.read_crop],
+            "sight": [pupil.model.model.visual, *readers],
+            "heads": [pupil.things, pupil.read_place, *readers],
+            "joint": [pupil.model, pupil.things, pupil.read_place, *readers],
         }[stage.name]
         return torch.nn.ModuleList(chosen)
 
@@ -150,6 +158,7 @@ class Run:
             seeing=stage.seeing,
             cropping=stage.cropping,
             more=stage.name == "sight",
+            told=stage.told,
         )
         if stage.name == "crops" and not progress.step:
             self._open_eyes()
@@ -352,10 +361,7 @@ def main() -> None:
     pupil = Pupil(load_model(options.weights) if options.weights else build_model(tokenizer)).to(options.device)
     if options.compile:
         pupil.compile_parts()
-    stages = tuple(
-        Stage(s.name, minutes, s.rate, s.seeing, s.cropping)
-        for s, minutes in zip(STAGES, options.core_minutes, strict=True)
-    )  # fmt: skip
+    stages = tuple(replace(s, minutes=minutes) for s, minutes in zip(STAGES, options.core_minutes, strict=True))
     Run(
         pupil, build_processor(tokenizer), options.data, options.out, stages, options.device, options.batch,
         options.loaders, options.report_seconds,
