@@ -87,6 +87,27 @@ def trajectories(
         str | None,
         typer.Option(help="coco: JSONL of questions; made from the boxes when not given.", rich_help_panel=INPUT),
     ] = None,
+    annotate: Annotated[
+        str,
+        typer.Option(
+            help="folder: tools that annotate its images, of detect,segment,ocr,depth; with the models under Tools.",
+            rich_help_panel=INPUT,
+        ),
+    ] = "",
+    labels: Annotated[
+        str, typer.Option(help='--annotate detect: what to look for, e.g. "cat,cup".', rich_help_panel=INPUT)
+    ] = "",
+    detect_scores: Annotated[
+        str,
+        typer.Option(
+            help="--annotate detect: LEAST,SURE. Below the first nothing was found, below the second it is unsure,"
+            " and nothing is asked about its label.",
+            rich_help_panel=INPUT,
+        ),
+    ] = "0.15,0.4",
+    ocr_scores: Annotated[
+        str, typer.Option(help="--annotate ocr: the same for lines of text.", rich_help_panel=INPUT)
+    ] = "0.5,0.9",
     columns: Annotated[
         str, typer.Option(help="parquet, hf: ours=theirs,… for columns of other names.", rich_help_panel=INPUT)
     ] = "",
@@ -216,6 +237,7 @@ def trajectories(
         pearl-gen trajectories --tools crop,depth
         pearl-gen trajectories --source scenes --count 10000 --out data --num-workers 16
         pearl-gen trajectories --source coco:instances.json --images val2017 --depth-model depth-anything/Depth-Anything-V2-Small-hf
+        pearl-gen trajectories --source folder:photos --annotate detect,ocr,depth --detect-model DIR --labels "cat,cup" --tools crop,depth,ocr
         pearl-gen trajectories --expert planner --endpoint http://localhost:8000/v1 --model Qwen/Qwen2.5-VL-7B-Instruct
     """
     from pearl.cli.report import print_preview, print_summary
@@ -226,9 +248,9 @@ def trajectories(
     from pearl.pipelines.generate import OutputPolicy, generate, preview
     from pearl.pipelines.planning import PlannerConfig
     from pearl.pipelines.progress import Progress
-    from pearl.pipelines.sources import SourceOptions
+    from pearl.pipelines.sources import Annotation, SourceOptions, Thresholds
 
-    named = tuple(name.strip() for name in tools.split(",") if name.strip())
+    named, annotators = _names(tools), _names(annotate)
     encoded = None if image_format is ImageFormatOption.AUTO else image_format.value
     on_device = {} if device is None else {"device": device}
     settings: dict[str, dict[str, Any]] = {
@@ -236,11 +258,16 @@ def trajectories(
         "segment": {"model": _absolute_model(segment_model), **on_device},
         "detect": {"model": detect_model and _absolute_model(detect_model), **on_device},
     }
+    annotation = Annotation(
+        annotators, _names(labels), {name: settings[name] for name in annotators if name in settings},
+        Thresholds(*_scores("--detect-scores", detect_scores)), Thresholds(*_scores("--ocr-scores", ocr_scores)),
+    )  # fmt: skip
     everything = dict[str, Any](
         sources=tuple(_absolute_source(spec) for spec in source),
         source_options=SourceOptions(
             count=count, seed=seed, split=split.value, size=size, image_format=encoded or "jpeg", images=_absolute(images),
-            questions=_absolute(questions), columns=_mapping(columns), tools=named, max_pixels=max_pixels,
+            questions=_absolute(questions), columns=_mapping(columns), tools=named, annotation=annotation,
+            max_pixels=max_pixels,
         ),
         tools=named,
         tool_settings={name: settings[name] for name in named if name in settings},
@@ -369,6 +396,18 @@ def _absolute_source(spec: str) -> str:
 
 def _absolute_model(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _scores(option: str, text: str) -> tuple[float, float]:
+    try:
+        least, sure = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text!r}: expected LEAST,SURE, two numbers in 0..1") from None
+    return least, sure
 
 
 def _mapping(text: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from pearl.pipelines.inspection import Inspection
 from pearl.pipelines.rollout import Refusal
 from pearl.pipelines.run_directory import RunDirectory
+from pearl.pipelines.sources import annotators_of
 from pearl.records import Trajectory
 
 
@@ -103,6 +104,9 @@ def print_inspection(console: Console, found: Inspection) -> None:
     ):  # fmt: skip
         _print_counts(console, title, counts, found.rows)
     _print_counts(console, "calls by tool", found.tools, sum(found.tools.values()))
+    by_machine = {"+".join(annotators_of(name)): n for name, n in found.sources.items() if annotators_of(name)}
+    if by_machine:
+        console.print(f"annotated by tools, not by people: {_listed(by_machine)}")
     if found.refusals:
         table = Table("refused because", "samples", "for example")
         for reason, (count, example) in sorted(found.refusals.items(), key=lambda item: -item[1][0]):

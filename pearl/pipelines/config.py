@@ -49,6 +49,9 @@ class GenerateConfig:
             raise ConfigError(f"shard size {self.shard_size}: at least 1")
         if len(set(self.sources)) != len(self.sources):
             raise ConfigError(f"a source stands twice: {', '.join(self.sources)}")
+        folders = any(spec.partition(":")[0] == "folder" for spec in self.sources)
+        if self.source_options.annotation.annotators and not folders:
+            raise ConfigError("--annotate is for images without annotation: --source folder:DIR")
 
     def open_sources(self) -> list[Source]:
         return [open_source(spec, self.source_options) for spec in self.sources]

@@ -9,6 +9,7 @@
     OUT/run/tries/00007.jsonl               what a planner tried and what was not kept, with reasons
     OUT/run/replies/                        every reply of a planner's model, by the content of the request
     OUT/run/ledger.json                     what a planner has cost so far
+    OUT/run/annotations/00007.jsonl         the regions that tools annotated in the kept trajectories' images
     OUT/run/differences/00007.jsonl         how recorded calls came out when they were carried out again
 
 With `--out FILE.parquet`, OUT is `FILE.parquet.run`, and the shards are joined into FILE.parquet in the end.
@@ -46,7 +47,7 @@ _PLAN = pa.schema(
     ]
 )
 SHARD_SIZE, FEW_SHARDS = 128, 16
-PER_SHARD = ("done", "refused", "differences", "tries")
+PER_SHARD = ("done", "refused", "differences", "tries", "annotations")
 
 _SYSTEM_FAULTS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
@@ -90,6 +91,9 @@ class RunDirectory:
 
     def differences(self, number: int) -> Path:
         return self.run / "differences" / f"{number:05d}.jsonl"
+
+    def annotations(self, number: int) -> Path:
+        return self.run / "annotations" / f"{number:05d}.jsonl"
 
     def create(self) -> None:
         with faults_explained(self.root):

@@ -22,8 +22,8 @@ from pearl.pipelines.planning import PlannedRollout, open_crew
 from pearl.pipelines.replay import pictures
 from pearl.pipelines.rollout import LOCKSTEP, Refusal, Rollout
 from pearl.pipelines.run_directory import RunDirectory, sha256, whole, write_json, write_lines
-from pearl.pipelines.sources import BadRecord, Item, SourceError
-from pearl.records import EncodedImage, Sample, Trajectory
+from pearl.pipelines.sources import BadRecord, Item, SourceError, annotators_of
+from pearl.records import EncodedImage, Region, Sample, Trajectory
 from pearl.scenes.render import RendererUnavailable
 from pearl.tools import ToolUnavailable
 
@@ -55,6 +55,7 @@ class ShardMaker:
         self.sources = task.config.open_sources()
         self.toolbox = task.config.open_toolbox()
         self.crew = open_crew(task.config, task.endpoint, self.directory, self.toolbox)
+        self.annotated: dict[str, tuple[Region, ...]] = {}
 
     def make(self, number: int, culprits: Collection[int] = ()) -> dict[str, Any]:
         """Makes shard `number` and returns its marker; `culprits` are ordinals that killed workers, to be quarantined.
@@ -66,15 +67,20 @@ class ShardMaker:
         counts = _Counts()
         target = self.directory.shard(number, self.task.total)
         made_by = {"fingerprint": self.task.fingerprint, "config": self.task.config.as_json()}
+        annotations: list[dict[str, Any]] = []
+        self.annotated.clear()
         with whole(target) as partial, TrajectoryWriter(partial, made_by) as writer:
             for outcome in self._outcomes(rollout, number, culprits):
                 counts.add(outcome)
                 if isinstance(outcome, Trajectory):
+                    annotations += self._machine_made(outcome)
                     with rollout.timings.of("write"):
                         writer.write(outcome)
             with rollout.timings.of("write"):
                 writer.close()
         write_lines(self.directory.refused(number), map(asdict, counts.refusals))
+        if annotations:
+            write_lines(self.directory.annotations(number), annotations)
         if isinstance(rollout, PlannedRollout):
             write_lines(self.directory.tries(number), map(asdict, rollout.set_aside))
         marker = {
@@ -92,6 +98,11 @@ class ShardMaker:
         write_json(self.directory.marker(number), marker)
         pa.default_memory_pool().release_unused()
         return marker
+
+    def _machine_made(self, trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+        """The regions that tools annotated in a trajectory's image, with their scores."""
+        if regions := self.annotated.get(trajectory.id):
+            yield {"id": trajectory.id, "image": trajectory.image.path, "regions": list(map(asdict, regions))}
 
     def probe(self, number: int, ordinals: Collection[int]) -> None:
         """Rolls out some samples of a shard and keeps nothing: finds out whether they kill the worker."""
@@ -151,13 +162,16 @@ class ShardMaker:
                 sample = source.read(item)
             _check_text(sample)
             name = f"{number}/{source.name}"  # two sources of one kind may hold the same keys and images
-            return trajectory_id(self.task.fingerprint, name, item.key, sample.image.data), sample
+            identity = trajectory_id(self.task.fingerprint, name, item.key, sample.image.data)
+            if annotators_of(sample.source):
+                self.annotated[identity] = sample.regions
+            return identity, sample
         except BadRecord as error:
             return Refusal(item.key, source.name, "", "bad input", str(error))
         except Rejected as error:
             return Refusal(item.key, source.name, "", error.reason, error.detail)
-        except (SourceError, RendererUnavailable) as error:
-            raise RunError(str(error)) from error
+        except (SourceError, RendererUnavailable, ToolUnavailable, MemoryError) as error:
+            raise RunError(str(error) or "out of memory") from error
         except Exception as error:  # a reader's bug is this record's alone
             return Refusal(item.key, source.name, "", type(error).__name__, str(error), quarantined=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -52,21 +52,28 @@ class Detect(PictureTool):
         return {} if self.model is None else model_fingerprint(self.model)
 
     def apply(self, picture: Picture, arguments: DetectArguments) -> ToolResult:
-        from PIL import Image
-
-        asked = {self._query(name): name for name in arguments.labels}
-        raw = self._pipeline(
-            Image.fromarray(picture.pixels), candidate_labels=list(asked), threshold=arguments.threshold
-        )
-        best = sorted(raw, key=lambda one: -one["score"])[:MAX_FOUND]
-        found = [_detection({**one, "label": asked[one["label"]]}, picture) for one in best]
-        found = [one for one in found if one["box"][0] < one["box"][2] and one["box"][1] < one["box"][3]]
+        found = self.find(picture, arguments.labels, arguments.threshold)[:MAX_FOUND]
         names = ", ".join(arguments.labels)
         if not found:
             return ToolResult(f"Found no {names} in image {arguments.image}.", picture.pixels, {"found": []})
         listed = "\n".join(f"{one['label']} {as_text(one['box'])} ({one['score']:.2f})" for one in found)
         drawn = draw_boxes(picture.pixels, [one["box"] for one in found])
         return ToolResult(f"Found in image {arguments.image}:\n{listed}", drawn, {"found": found})
+
+    def find(self, picture: Picture, labels: Sequence[str], threshold: float) -> list[dict[str, Any]]:
+        """All that is found with at least this score, best first, as `label`, `box` and `score`.
+
+        Raises:
+            ToolError: a label is too long for the model.
+            ToolUnavailable: the model does not load.
+        """
+        from PIL import Image
+
+        asked = {self._query(name): name for name in labels}
+        raw = self._pipeline(Image.fromarray(picture.pixels), candidate_labels=list(asked), threshold=threshold)
+        best = sorted(raw, key=lambda one: -one["score"])
+        found = [_detection({**one, "label": asked[one["label"]]}, picture) for one in best]
+        return [one for one in found if one["box"][0] < one["box"][2] and one["box"][1] < one["box"][3]]
 
     def _query(self, name: str) -> str:
         """The name as the model was trained to read it.

@@ -38,23 +38,34 @@ class Ocr(PictureTool):
         return {} if self.missing() else {"rapidocr": version("rapidocr"), "onnxruntime": version("onnxruntime")}
 
     def apply(self, picture: Picture, arguments: OcrArguments) -> ToolResult:
-        left, top, right, bottom = pixel_box(arguments.box, picture.width, picture.height)
-        found = self._engine(np.ascontiguousarray(picture.pixels[top:bottom, left:right, ::-1]))
-        if found.txts is None:
+        lines = self.lines(picture, arguments.box)[:MAX_LINES]
+        if not lines:
             return ToolResult(
                 f"No text found in {as_text(arguments.box)} of image {arguments.image}.", None, {"lines": []}
             )
+        listed = "\n".join(f"{line['text']} {as_text(line['box'])} ({line['score']:.2f})" for line in lines)
+        drawn = draw_boxes(picture.pixels, [line["box"] for line in lines])
+        return ToolResult(f"Text in image {arguments.image}:\n{listed}", drawn, {"lines": lines})
+
+    def lines(self, picture: Picture, within: Box = FULL) -> list[dict[str, Any]]:
+        """All lines of text in a part of a picture, in reading order, as `text`, `box` and `score`.
+
+        Raises:
+            ToolUnavailable: the package is missing.
+        """
+        left, top, right, bottom = pixel_box(within, picture.width, picture.height)
+        found = self._engine(np.ascontiguousarray(picture.pixels[top:bottom, left:right, ::-1]))
         lines: list[dict[str, Any]] = []
-        for text, corners, score in list(zip(found.txts, found.boxes, found.scores, strict=True))[:MAX_LINES]:
+        if found.txts is None:
+            return lines
+        for text, corners, score in zip(found.txts, found.boxes, found.scores, strict=True):
             (x0, y0), (x1, y1) = np.min(corners, axis=0), np.max(corners, axis=0)
             box: Box = (
                 float(np.clip((left + x0) / picture.width, 0, 1)), float(np.clip((top + y0) / picture.height, 0, 1)),
                 float(np.clip((left + x1) / picture.width, 0, 1)), float(np.clip((top + y1) / picture.height, 0, 1)),
             )  # fmt: skip
             lines.append({"text": str(text), "box": box, "score": float(score)})
-        listed = "\n".join(f"{line['text']} {as_text(line['box'])} ({line['score']:.2f})" for line in lines)
-        drawn = draw_boxes(picture.pixels, [line["box"] for line in lines])
-        return ToolResult(f"Text in image {arguments.image}:\n{listed}", drawn, {"lines": lines})
+        return lines
 
     @cached_property
     def _engine(self) -> Any:

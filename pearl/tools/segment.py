@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pearl.drawing import pixel_box
 from pearl.images import Picture
+from pearl.records import Box
 from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolError, ToolResult, ToolUnavailable, as_text
 from pearl.tools.models import default_device, import_transformers, model_fingerprint, model_folder
 
@@ -46,17 +47,27 @@ class Segment(PictureTool):
         return {"model": GRABCUT} if self.model == GRABCUT else model_fingerprint(self.model)
 
     def apply(self, picture: Picture, arguments: SegmentArguments) -> ToolResult:
-        box = pixel_box(arguments.box, picture.width, picture.height)
-        if box[2] - box[0] < 4 or box[3] - box[1] < 4:
-            raise ToolError(f"the box is only {box[2] - box[0]}×{box[3] - box[1]} pixels; at least 4×4 are needed")
-        mask = _grabcut(picture.pixels, box) if self.model == GRABCUT else self._prompted(picture.pixels, box)
-        if not mask.any():
-            raise ToolError(f"no object stands out in {as_text(arguments.box)}")
+        mask = self.mask(picture, arguments.box)
         grey = (0.35 * picture.pixels + 0.65 * 128).astype(np.uint8)
         pixels = np.where(mask[..., None], picture.pixels, grey)
         share = float(mask.mean())
         text = f"Segmented the object in {as_text(arguments.box)} of image {arguments.image}: it covers {share:.1%} of the image."
         return ToolResult(text, pixels, {"share": share})
+
+    def mask(self, picture: Picture, within: Box) -> np.ndarray:
+        """The pixels of the object inside a box, bool (H, W).
+
+        Raises:
+            ToolError: the box is too small, or nothing stands out in it.
+            ToolUnavailable: the model does not load.
+        """
+        box = pixel_box(within, picture.width, picture.height)
+        if box[2] - box[0] < 4 or box[3] - box[1] < 4:
+            raise ToolError(f"the box is only {box[2] - box[0]}×{box[3] - box[1]} pixels; at least 4×4 are needed")
+        mask = _grabcut(picture.pixels, box) if self.model == GRABCUT else self._prompted(picture.pixels, box)
+        if not mask.any():
+            raise ToolError(f"no object stands out in {as_text(within)}")
+        return mask
 
     def _prompted(self, pixels: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
         import torch

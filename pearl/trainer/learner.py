@@ -55,10 +55,8 @@ class Learner(nn.Module):
         if batch.after is not None:
             with torch.no_grad():
                 attention = Attention.among(batch.after.tokens, batch.main.tokens if batch.reuse else None)
-                embeds, _ = self._embeds(batch.after, visual)
-                after = self._run(batch.after, embeds, visual, attention, cache)
-        embed = self.base.get_input_embeddings()
-        return States(batch, main, after, latents, embed, self.base.get_output_embeddings())
+                after = self._run(batch.after, self._embeds(batch.after, visual)[0], visual, attention, cache)
+        return States(batch, main, after, embeds.flatten(0, 1), latents, self.base.get_output_embeddings())
 
     def _run(self, rows: Rows, embeds: Tensor, visual: Visual, attention: Attention, cache: Any) -> Tensor:
         states = self.family.run(

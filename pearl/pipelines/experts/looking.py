@@ -217,8 +217,11 @@ def compare_colours(case: Case, pair: Sequence[int], names: Sequence[str], befor
 
 
 def text(case: Case) -> Expertise:
-    """Reads the whole picture; what was read is the answer where none is annotated."""
+    """Reads the whole picture, or the place that the question names, after a closer look at it where the tools allow
+    one; what was read is the answer where none is annotated."""
     case.needs("ocr")
+    if case.query.get("names"):
+        return (yield from _text_there(case))
     result = yield from case.act(case.voice.say("read"), "ocr", image=0)
     read = " ".join(line["text"] for line in result.numbers["lines"])
     if not read.strip():
@@ -226,3 +229,16 @@ def text(case: Case) -> Expertise:
     if case.sample.answer and not _agrees(read, case.sample.answer):
         raise Contradiction("the text that was read contradicts the answer", read)
     return case.conclude(case.voice.say("text", text=read), answer=case.sample.answer or read)
+
+
+def _text_there(case: Case) -> Expertise:
+    target, name = case.targets[0], case.names[0]
+    where = {"image": 0, "box": list(padded(case.region(target).box))}
+    if case.tools & {"crop", "zoom"}:
+        yield from look(case, target, case.voice.say("look", name=name), name)
+        where = {"image": case.steps}
+    result = yield from case.act(case.voice.say("read"), "ocr", **where)
+    read = " ".join(line["text"] for line in result.numbers["lines"])
+    if not _agrees(read, case.sample.answer):
+        raise Contradiction("the text that was read contradicts the answer", read)
+    return case.conclude(case.voice.say("text", text=case.sample.answer))

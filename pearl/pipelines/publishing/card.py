@@ -16,6 +16,7 @@ from pearl.parquet import schema
 from pearl.pipelines.publishing.facts import Facts, Run
 from pearl.pipelines.publishing.pictures import strip
 from pearl.pipelines.publishing.plan import Plan
+from pearl.pipelines.sources import annotators_of
 from pearl.pipelines.sources.photos import FOLDER as PHOTOS
 from pearl.records import Trajectory
 from pearl.scenes.samples import LICENSE as SCENES_LICENSE
@@ -268,6 +269,12 @@ def _known_limits(facts: Facts) -> Iterator[str]:
         yield "What was left out, and why, stands above: samples that the tools fail on are rarer here than in life."
     if any(source == "folder" for source, _ in facts.origins):
         yield "The answers about the source `folder` are the tools' own readings; no one annotated them."
+    for source in sorted({source for source, _ in facts.origins if annotators_of(source)}):
+        tools = ", ".join(f"`{_code(name)}`" for name in annotators_of(source))
+        yield (
+            f"No one annotated the images of the source `{_code(source)}`: its regions and answers are what {tools}"
+            " found, with scores above a threshold, and may be wrong."
+        )
     single = facts.counts.steps[1]
     yield f"{single / rows:.0%} of the trajectories have a single step."
     yield "Tools err. What they returned is recorded as it was, right or wrong; the answer is the annotation's."

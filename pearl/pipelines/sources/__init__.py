@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
+from pearl.pipelines.sources.base import (
+    Annotation,
+    BadRecord,
+    Item,
+    Source,
+    SourceError,
+    SourceOptions,
+    Thresholds,
+    annotators_of,
+)
 
 _KINDS = {
     "photos": "pearl.pipelines.sources.photos:Photos",
@@ -31,4 +40,14 @@ def open_source(spec: str, options: SourceOptions) -> Source:
     return source
 
 
-__all__ = ["BadRecord", "Item", "Source", "SourceError", "SourceOptions", "open_source"]
+__all__ = [
+    "Annotation",
+    "BadRecord",
+    "Item",
+    "Source",
+    "SourceError",
+    "SourceOptions",
+    "Thresholds",
+    "annotators_of",
+    "open_source",
+]

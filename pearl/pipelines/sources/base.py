@@ -16,6 +16,7 @@ from pearl.records import EncodedImage, Sample
 from pearl.scenes.layout import Split
 
 MAX_FILE_BYTES = 1_000_000_000
+ANNOTATORS = ("detect", "segment", "ocr", "depth")
 
 
 class SourceError(PearlError, ValueError):
@@ -39,6 +40,58 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """What an annotator's scores in 0..1 mean: below `least` nothing was found, from `sure` on it counts as true, and
+    what lies between is unsure."""
+
+    least: float
+    sure: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= self.sure <= 1:
+            raise SourceError(f"the scores {self.least}, {self.sure}: expected 0 ≤ LEAST ≤ SURE ≤ 1")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Tools that annotate images which nobody annotated.
+
+    Attributes:
+        annotators: Some of `ANNOTATORS`; none, and nothing is annotated.
+        labels: What `detect` looks for, in plain words.
+        settings: The tools' constructor arguments, by tool.
+        detect: What the scores of `detect` mean.
+        ocr: What the scores of `ocr` mean.
+    """
+
+    annotators: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    detect: Thresholds = Thresholds(0.15, 0.4)
+    ocr: Thresholds = Thresholds(0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        if problem := self._problem():
+            raise SourceError(problem)
+
+    def _problem(self) -> str | None:
+        used, plain = set(self.annotators), [" ".join(label.casefold().split()) for label in self.labels]
+        if unknown := used - set(ANNOTATORS):
+            return f"--annotate: {', '.join(sorted(unknown))} is none of {', '.join(ANNOTATORS)}"
+        if used and not used & {"detect", "ocr"}:
+            return f"--annotate {','.join(self.annotators)}: only detect and ocr find regions; add one of them"
+        if "segment" in used and "detect" not in used:
+            return "--annotate segment refines what detect finds: add detect"
+        if "detect" in used and not all(plain or [""]):
+            return 'detect has to be told what to look for: --labels "cat,cup"'
+        if plain and "detect" not in used:
+            return "--labels is what --annotate detect looks for"
+        if twice := sorted({label for label in plain if plain.count(label) > 1}):
+            return f"--labels: {', '.join(twice)} stands there twice"
+        return None
+
+
+@dataclass(frozen=True)
 class SourceOptions:
     """What the sources may be told; each reads what concerns it.
 
@@ -52,6 +105,7 @@ class SourceOptions:
         questions: coco: a JSONL file of questions; made from the boxes when not given.
         columns: parquet and hf: `ours=theirs` for columns of other names.
         tools: The tools that the experts may use (decides what is asked about images without annotation).
+        annotation: folder: the tools that annotate its images.
         max_pixels: Larger images are refused.
     """
 
@@ -64,6 +118,7 @@ class SourceOptions:
     questions: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
+    annotation: Annotation = field(default_factory=Annotation)
     max_pixels: int = MAX_PIXELS
 
 
@@ -87,6 +142,19 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> Mapping[str, Any]:
         """What decides the samples: content hashes, options."""
+
+
+_BY_MACHINE = ":annotated-by-"
+
+
+def annotated_source(name: str, annotators: Iterable[str]) -> str:
+    """What a sample with machine-made annotations names as its source: `folder:annotated-by-detect+ocr`."""
+    return f"{name}{_BY_MACHINE}{'+'.join(annotators)}"
+
+
+def annotators_of(source: str) -> tuple[str, ...]:
+    """The annotators that such a source names; none where the annotations are not machine-made."""
+    return tuple(name for name in source.partition(_BY_MACHINE)[2].split("+") if name)
 
 
 def read_image(root: Path, relative: str, max_pixels: int) -> EncodedImage:

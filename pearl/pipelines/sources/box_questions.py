@@ -1,4 +1,4 @@
-"""Questions made from annotated boxes: counting, presence, left or right, larger, closer."""
+"""Questions made from annotated boxes: counting, presence, left or right, larger, closer, text."""
 
 from __future__ import annotations
 
@@ -10,20 +10,34 @@ from typing import Any
 
 import numpy as np
 
+from pearl.pipelines.experts.distance import SURE
 from pearl.randomness import generator
 from pearl.records import Box, Region
 
 MIN_SIDE = 0.03
 MAX_COUNTED = 4
 MAX_LOOKED_AT = 4
+MAX_QUOTED = 32
+"""A longer text is no name for the place where it stands."""
+SKILLS = ("counting", "existence", "spatial relation", "comparison", "depth", "text")
+"""The families, in the order in which they are asked."""
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image's boxes, and the categories about which nothing can be asked because a crowd of them is there."""
+    """An image's boxes, and what cannot be asked about them.
+
+    Attributes:
+        regions: Those with an attribute `text` are lines of text; an attribute `nearness`, from 0 (farthest) to 1, says
+            which of two is closer.
+        crowded: Labels about which nothing can be asked, because a crowd of them is there or it is unsure which regions
+            bear them.
+        uncounted: Labels that name a region, but that no question of number or presence is about.
+    """
 
     regions: tuple[Region, ...]
     crowded: frozenset[str]
+    uncounted: frozenset[str] = frozenset()
 
 
 def questions_from_boxes(
@@ -31,10 +45,10 @@ def questions_from_boxes(
 ) -> Iterator[dict[str, Any]]:
     """At most one question a family, as the fields of a sample. The same image, seed and key give the same questions.
 
-    The answer of "closer" is empty: boxes do not tell, a depth estimate must.
+    The answer of "closer" is empty where no nearness is annotated: boxes do not tell, a depth estimate must.
     """
     rng = generator("box-questions", seed, image_key)
-    for ask in (_counting, _presence, _left_or_right, _larger, _closer):
+    for ask in (_counting, _presence, _left_or_right, _larger, _closer, _text):
         asked = ask(image, categories, rng)
         if asked is not None:
             yield asked
@@ -42,7 +56,8 @@ def questions_from_boxes(
 
 def _counting(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     counts = Counter(region.label for region in image.regions)
-    fitting = sorted(n for n, k in counts.items() if k <= MAX_COUNTED and n not in image.crowded)
+    closed = image.crowded | image.uncounted
+    fitting = sorted(n for n, k in counts.items() if k <= MAX_COUNTED and n not in closed)
     for name in _shuffled(rng, fitting):
         matches = [i for i, region in enumerate(image.regions) if region.label == name]
         if all(_is_visible(image.regions[i].box) for i in matches):
@@ -55,14 +70,15 @@ def _counting(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> d
 
 def _presence(image: Annotated, categories: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     here = {region.label for region in image.regions} | image.crowded
-    looked_at = [i for i, region in enumerate(image.regions) if _is_visible(region.box)]
+    present = [i for i, region in enumerate(image.regions) if region.label not in image.uncounted]
+    looked_at = [i for i in present if _is_visible(image.regions[i].box)]
     absent = [name for name in categories if name not in here]
     if rng.random() < 0.5:
         matches = _shuffled(rng, [i for i in looked_at if image.regions[i].label not in image.crowded])[:1]
         if not matches:
             return None
         name, answer, candidates = image.regions[matches[0]].label, "yes", matches
-    elif absent and 0 < len(looked_at) == len(image.regions) <= MAX_LOOKED_AT:
+    elif absent and 0 < len(looked_at) == len(present) <= MAX_LOOKED_AT:
         name, answer, candidates, matches = str(rng.choice(absent)), "no", looked_at, []
     else:
         return None
@@ -83,7 +99,7 @@ def _left_or_right(image: Annotated, _: Sequence[str], rng: np.random.Generator)
 
 def _larger(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     for first, second in _pairs(image, rng):
-        areas = [_area(image.regions[i].box) for i in (first, second)]
+        areas = [area(image.regions[i].box) for i in (first, second)]
         if max(areas) > 1.6 * min(areas):
             query = {**_two(image, first, second), "by": "size"}
             names = query["names"]
@@ -96,8 +112,44 @@ def _closer(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dic
     for first, second in _pairs(image, rng):
         query = _two(image, first, second)
         names = query["names"]
-        return _asked("depth", f"Which is closer to the camera, {names[0]} or {names[1]}?", names, "", query)
+        if (answer := _nearer(image, (first, second), names)) is not None:
+            return _asked("depth", f"Which is closer to the camera, {names[0]} or {names[1]}?", names, answer, query)
     return None
+
+
+def _nearer(image: Annotated, pair: tuple[int, int], names: Sequence[str]) -> str | None:
+    """The name of the nearer one; empty where no nearness is annotated, None where it is too close to call."""
+    readings = [image.regions[i].attributes.get("nearness") for i in pair]
+    if None in readings:
+        return ""
+    first, second = (float(reading) for reading in readings if reading is not None)
+    return None if abs(first - second) < SURE else names[0 if first > second else 1]
+
+
+def _text(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    lines = [i for i, region in enumerate(image.regions) if "text" in region.attributes]
+    certain = [i for i in lines if image.regions[i].label not in image.crowded]
+    asked = [(i, name) for i in certain for name in _places(image, lines, i)]
+    for index, name in _shuffled(rng, asked):
+        query = {"targets": [index], "names": [name]}
+        return _asked("text", f"What does {name} say?", [], image.regions[index].attributes["text"], query)
+    return None
+
+
+def _places(image: Annotated, lines: Sequence[int], line: int) -> Iterator[str]:
+    """What a line of text can be called by its place alone, so that no other line is meant."""
+    box, others = image.regions[line].box, [image.regions[i].box for i in lines if i != line]
+    if not others:
+        yield "the text in the picture"
+    elif all(box[3] <= other[1] for other in others):
+        yield "the topmost line of text"
+    elif all(box[1] >= other[3] for other in others):
+        yield "the lowest line of text"
+    counts = Counter(region.label for region in image.regions)
+    for region in image.regions:
+        unique = counts[region.label] == 1 and region.label not in image.crowded | image.uncounted
+        if unique and _inside(box, region.box) and all(overlap(other, region.box) == 0 for other in others):
+            yield f"the text on the {region.label}"
 
 
 def _pairs(image: Annotated, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -107,8 +159,9 @@ def _pairs(image: Annotated, rng: np.random.Generator) -> list[tuple[int, int]]:
         i
         for i, region in enumerate(image.regions)
         if counts[region.label] == 1 and region.label not in image.crowded and _is_visible(region.box)
+        if len(region.attributes.get("text", "")) <= MAX_QUOTED
     ]
-    pairs = [pair for pair in permutations(single, 2) if _overlap(*(image.regions[i].box for i in pair)) < 0.3]
+    pairs = [pair for pair in permutations(single, 2) if overlap(*(image.regions[i].box for i in pair)) < 0.3]
     return _shuffled(rng, pairs)
 
 
@@ -124,7 +177,7 @@ def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
     return [items[i] for i in rng.permutation(len(items))]
 
 
-def _area(box: Box) -> float:
+def area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
@@ -132,8 +185,17 @@ def _is_visible(box: Box) -> bool:
     return min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE
 
 
-def _overlap(a: Box, b: Box) -> float:
+def _inside(box: Box, outer: Box) -> bool:
+    """Whether nearly all of a smaller box lies in another."""
+    return area(box) < area(outer) and overlap(box, outer) > 0.9
+
+
+def overlap(a: Box, b: Box) -> float:
     """The intersection's share of the smaller box."""
+    return intersection(a, b) / max(min(area(a), area(b)), 1e-12)
+
+
+def intersection(a: Box, b: Box) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0.0) * max(height, 0.0) / min(_area(a), _area(b))
+    return max(width, 0.0) * max(height, 0.0)

@@ -1,33 +1,70 @@
-"""`folder:DIR`: images without annotation, asked about what a tool alone can tell: nearness, text."""
+"""`folder:DIR`: images without annotation, asked about what tools can tell of them.
+
+With annotators, each image is annotated by them, and the questions are made from the boxes as for any annotated image.
+Without, the questions are those whose answer is a reading of the expert's own tool: nearness, text.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pearl.pipelines.sources.base import Item, Source, SourceError, SourceOptions, listing_hash, read_image
+from pearl.images import ImageError, Picture, decode
+from pearl.pipelines.experts.base import Rejected
+from pearl.pipelines.sources.base import (
+    BadRecord,
+    Item,
+    Source,
+    SourceError,
+    SourceOptions,
+    annotated_source,
+    listing_hash,
+    read_image,
+)
+from pearl.pipelines.sources.box_questions import SKILLS, questions_from_boxes
 from pearl.randomness import generator
-from pearl.records import Sample
+from pearl.records import EncodedImage, Region, Sample
+
+if TYPE_CHECKING:
+    from pearl.pipelines.sources.annotators import Annotators
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+FROM_READINGS = (("relative depth", "depth"), ("text", "ocr"))
+OF_THINGS = ("counting", "existence")
+"""What is asked about things found by their names alone, never about lines of text."""
 
 
 class Folder(Source):
-    """One sample an image and askable skill. The answers come from the tools' readings, as the license says nothing
-    of the images they are marked unknown."""
+    """One item an image and askable skill; nothing is known of the images' licence.
+
+    Raises:
+        SourceError: no such folder, or nothing can be asked with these tools and annotators.
+        ToolUnavailable: an annotator's package or model is missing.
+    """
 
     name = "folder"
 
     def __init__(self, argument: str, options: SourceOptions) -> None:
         self.folder = Path(argument)
         self.options = options
-        self.skills = [s for s, tool in (("relative depth", "depth"), ("text", "ocr")) if tool in options.tools]
         if not argument or not self.folder.is_dir():
             raise SourceError(f"folder: {argument or '(nothing)'} is no folder; use --source folder:DIR")
+        self.annotators = _open_annotators(options)
+        self.skills = self._skills()
         if not self.skills:
-            raise SourceError("images without annotation need the tool depth or ocr: --tools depth,ocr")
+            raise SourceError(
+                "images without annotation need the tool depth or ocr: --tools depth,ocr; or annotators: --annotate ocr"
+            )
+        self._latest: tuple[str, _Asked] | None = None
+
+    def _skills(self) -> list[str]:
+        used = self.options.annotation.annotators
+        if not used:
+            return [skill for skill, tool in FROM_READINGS if tool in self.options.tools]
+        left_out = {*(() if "detect" in used else OF_THINGS), *(() if "ocr" in used else ("text",))}
+        return [skill for skill in SKILLS if skill not in left_out]
 
     def items(self) -> Iterator[Item]:
         found = False
@@ -43,7 +80,44 @@ class Folder(Source):
                 yield path.relative_to(self.folder).as_posix()
 
     def read(self, item: Item) -> Sample:
+        """The sample of an image and skill.
+
+        Raises:
+            BadRecord: the image cannot be read.
+            Rejected: what the annotators found allows no question of this skill.
+        """
         image = read_image(self.folder, item.record["image"], self.options.max_pixels)
+        if self.annotators is not None:
+            return self._annotated(item, image, self.annotators)
+        return self._unannotated(item, image)
+
+    def _annotated(self, item: Item, image: EncodedImage, annotators: Annotators) -> Sample:
+        used, skill = self.options.annotation.annotators, item.record["skill"]
+        regions, questions = self._asked(item.record["image"], image, annotators)
+        if skill not in questions:
+            found = ", ".join(region.label for region in regions) or "nothing"
+            raise Rejected("what was found allows no such question", f"{skill}: {found}")
+        asked = questions[skill]
+        return Sample(
+            item.key, image, asked["question"], tuple(asked["choices"]), asked["answer"], regions, skill,
+            annotated_source(self.name, used), "unknown", asked["query"],
+        )  # fmt: skip
+
+    def _asked(self, name: str, image: EncodedImage, annotators: Annotators) -> _Asked:
+        """An image's regions, and its questions by skill. The latest is kept: an image's items follow one another."""
+        content = hashlib.sha256(image.data).hexdigest()
+        if self._latest is None or self._latest[0] != content:
+            try:
+                picture = Picture(decode(image.data, self.options.max_pixels))
+            except ImageError as error:
+                raise BadRecord(f"{name}: {error}") from error
+            found = annotators.annotate(picture)
+            labels = self.options.annotation.labels
+            questions = questions_from_boxes(found, labels, self.options.seed, content)
+            self._latest = content, (found.regions, {asked["skill"]: asked for asked in questions})
+        return self._latest[1]
+
+    def _unannotated(self, item: Item, image: EncodedImage) -> Sample:
         skill = item.record["skill"]
         rng = generator("folder", self.options.seed, hashlib.sha256(image.data).hexdigest())
         if skill == "relative depth":
@@ -66,4 +140,16 @@ class Folder(Source):
             "images": listing_hash(self.folder, self._names()),
             "seed": self.options.seed,
             "skills": self.skills,
+            **({"annotators": self.annotators.fingerprint()} if self.annotators else {}),
         }
+
+
+_Asked = tuple[tuple[Region, ...], Mapping[str, Mapping[str, Any]]]
+
+
+def _open_annotators(options: SourceOptions) -> Annotators | None:
+    if not options.annotation.annotators:
+        return None
+    from pearl.pipelines.sources.annotators import Annotators
+
+    return Annotators(options.annotation)

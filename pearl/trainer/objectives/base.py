@@ -77,13 +77,13 @@ class Losses(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class States:
-    """The model's final-layer, post-norm states of a batch, and its two embeddings.
+    """The model's final-layer, post-norm states of a batch, and what it was fed.
 
     Attributes:
         main: (R·T, H) of the rows that are learned from.
         after: (R·T', H) of the target views, without gradients; empty when there are none.
-        latents: (L, H) what was fed at the latent tokens of `main`.
-        embed: Input embeddings (…, H) of ids.
+        fed: (R·T, H) the input embeddings of `main`.
+        latents: (L, H) what was fed at its latent tokens.
         head: Logits (…, vocabulary) of states.
         frozen_head: The same, without gradients to the head.
     """
@@ -91,13 +91,17 @@ class States:
     batch: Batch
     main: Tensor
     after: Tensor
+    fed: Tensor
     latents: Tensor
-    embed: nn.Module
     head: nn.Module
 
     def of(self, view: str, tokens: Tensor) -> Tensor:
         """States (N, H) of a learned view's tokens (N,)."""
         return self.main[self.batch.places[view].at[tokens]]
+
+    def inputs(self, view: str, tokens: Tensor) -> Tensor:
+        """Input embeddings (N, H) of a learned view's tokens (N,)."""
+        return self.fed[self.batch.places[view].at[tokens]]
 
     def target(self, view: str, tokens: Tensor) -> Tensor:
         """States (N, H) of a target view's tokens (N,); they have no gradients."""

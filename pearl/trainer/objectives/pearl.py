@@ -150,7 +150,7 @@ class PearlLosses(Losses):
     def _nextlat(self, states: States) -> dict[str, Tensor]:
         """`ĥ[t+1] = h[t] + MLP(LayerNorm([h[t]; e[t+1]]))` meets `h[t+1]`, and predicts the token after t+1."""
         full = states.batch.places["full"]
-        ahead = self.dynamics(states.of("full", full.supervised - 1), states.embed(full.ids[full.supervised]))
+        ahead = self.dynamics(states.of("full", full.supervised - 1), states.inputs("full", full.supervised))
         reached = states.of("full", full.supervised).detach()
         drift = F.smooth_l1_loss(ahead.float(), reached.float(), reduction="none").mean(-1)
         tokens = self._token_positions(states.batch)
