@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TextIO
@@ -22,9 +23,13 @@ _MAGIC = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png", b"GI
 
 
 def template(package: str, name: str) -> tuple[str, str, str]:
-    """A template's parts around the images and the data. Its policy admits its own style and script, by their
-    hashes, and nothing else, so not even an injected `<script>` would run."""
+    """A template's parts around the images and the data, with the files of this package where it names them.
+
+    Its policy admits its own style and script, by their hashes, and nothing else, so not even an injected `<script>`
+    would run.
+    """
     text = files(package).joinpath(name).read_text(encoding="utf-8")
+    text = re.sub(r"\{\{([\w.]+)\.(css|js|html)\}\}", lambda match: _shared(f"{match[1]}.{match[2]}"), text)
     for kind in ("style", "script"):
         source = text.split(f"<{kind}>")[1].split(f"</{kind}>")[0]
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
@@ -32,6 +37,10 @@ def template(package: str, name: str) -> tuple[str, str, str]:
     before_images, rest = text.split("{{images}}")
     before_data, after_data = rest.split("{{data}}")
     return before_images, before_data, after_data
+
+
+def _shared(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8").rstrip()
 
 
 def embeddable_json(value: Any) -> str:
