@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +80,19 @@ def test_an_encoder_of_timm() -> None:
 def test_an_encoder_that_is_not_there_is_said_before_any_work(name: str) -> None:
     with pytest.raises(EncoderError, match=r"no_such_model|no/such/folder"):
         Pearl(target_encoder=name)
+
+
+def test_a_folder_of_timm_gives_what_its_model_gives(tmp_path: Path) -> None:
+    prepare_torchvision()
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    model: Any = timm.create_model("test_vit").eval()
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    name = f"timm:local-dir:{tmp_path}"
+    side, mean, std = preprocessing(name)
+    assert (side, mean, std) == (160, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    shown = pixels(name, picture(1))[None]
+    expected = model.forward_head(model.forward_features(shown), pre_logits=True)
+    torch.testing.assert_close(FrozenEncoder(name)(shown), expected)

@@ -11,6 +11,7 @@ UPDATES, BATCH_SIZE = 200, 4
 RATES = (3e-5, 1e-4, 3e-4)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
+ENCODER = "timm:local-dir:runs/results/encoder"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ VARIANTS = (
     _pearl("K = 16", num_predictor_tokens=16),
     _pearl("step targets", targets="steps"),
     Variant("pearl, direct branch", "pearl", like="pearl", options={"direct_weight": 1.0}),
-    _pearl("external encoder", target_encoder="timm:efficientnet_lite0"),
+    _pearl("external encoder", target_encoder=ENCODER),
 )  # fmt: skip
 
 

@@ -32,18 +32,18 @@ def preprocessing(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]
     """
     prepare_torchvision()
     if name.startswith(TIMM):
-        import timm
-
-        found = timm.get_pretrained_cfg(name.removeprefix(TIMM))
-        if found is None:
-            raise EncoderError(f"timm has no model {name.removeprefix(TIMM)!r}")
-        return int(found.input_size[1]), tuple(found.mean), tuple(found.std)
+        try:
+            with torch.device("meta"):
+                found = _timm(name.removeprefix(TIMM), pretrained=False).pretrained_cfg
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EncoderError(f"{name}: timm has no such model: {_line(error)}") from error
+        return int(found["input_size"][1]), tuple(found["mean"]), tuple(found["std"])
     from transformers import AutoImageProcessor
 
     try:
         processor: Any = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise EncoderError(f"{name}: no image encoder of transformers: {' '.join(str(error).split())[:300]}") from error
+        raise EncoderError(f"{name}: no image encoder of transformers: {_line(error)}") from error
     size = getattr(processor, "crop_size", None) or processor.size
     side = size.get("height") or size.get("shortest_edge")
     return int(side), tuple(processor.image_mean), tuple(processor.image_std)
@@ -69,7 +69,8 @@ class FrozenEncoder(nn.Module):
     """Pooled embeddings of images; nothing of it is trained.
 
     Args:
-        name: `timm:NAME`, or a folder or Hub id of an image encoder of transformers.
+        name: `timm:NAME` (`timm:local-dir:FOLDER` is a folder of timm), or a folder or Hub id of an image encoder of
+            transformers.
         pretrained: False gives random weights, for tests.
 
     Attributes:
@@ -86,7 +87,7 @@ class FrozenEncoder(nn.Module):
         try:
             self.model = _timm(name.removeprefix(TIMM), pretrained) if self.timm else _transformers(name)
         except (OSError, ValueError, RuntimeError) as error:
-            raise EncoderError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+            raise EncoderError(f"{name} cannot be loaded: {_line(error)}") from error
         self.model.requires_grad_(False)
         self.width = self.model.num_features if self.timm else self.model.config.hidden_size
 
@@ -103,6 +104,10 @@ class FrozenEncoder(nn.Module):
         pooled = getattr(output, "pooler_output", None)
         states: Tensor = output.last_hidden_state.mean(1) if pooled is None else pooled
         return states.flatten(1)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _timm(name: str, pretrained: bool) -> Any:
