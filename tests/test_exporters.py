@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from pearl.images import decode, header
-from pearl.parquet import write_trajectories
-from pearl.pipelines.exporters import Exported, ExportError, export_data, exporter_names, read_export
+from pearl.parquet import read_trajectories, write_trajectories
+from pearl.pipelines.exporters import Exported, ExportError, bring_back, export_data, exporter_names, read_export
 from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.conversation import template_names
 from tests.plain import conversation, inputs_of, picture, step, tiny, trajectories, trajectory
@@ -117,6 +117,23 @@ def test_edited_messages_come_back_as_they_are_now(tmp_path: Path) -> None:
     (out / "data.jsonl").write_text(text.replace("Answer: 12", "Answer: 13", 1))
     with pytest.raises(ExportError, match="row 'row-0': the conclusion is not in the template's words"):
         next(read_export("openai", out))
+
+
+def test_a_corrected_export_is_brought_back_without_the_rows_that_do_not_fit(tmp_path: Path) -> None:
+    out, _ = exported("openai", tmp_path)
+    text = (out / "data.jsonl").read_text()
+    (out / "data.jsonl").write_text(text.replace('"answer\\": \\"12', '"answer\\": \\"13', 1))
+    left_out = bring_back("openai", out, tmp_path / "back.parquet")
+    found = list(read_trajectories(tmp_path / "back.parquet"))
+    assert found == several()[1:]
+    assert list(left_out) == ["row-0"]
+    assert "not in the template's words" in left_out["row-0"]
+    with pytest.raises(ExportError, match="exists already"):
+        bring_back("openai", out, tmp_path / "back.parquet")
+    out, _ = exported("ms-swift", tmp_path, template="published-lvr")
+    with pytest.raises(ExportError, match=r"does not say \$"):
+        bring_back("ms-swift", out, tmp_path / "lost.parquet")
+    assert not (tmp_path / "lost.parquet").exists()
 
 
 def test_refusals(tmp_path: Path) -> None:

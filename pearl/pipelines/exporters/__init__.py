@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pearl import __version__
-from pearl.parquet import open_parquet, read_group, read_trajectories, resolve
+from pearl.files import whole_file
+from pearl.parquet import TrajectoryWriter, open_parquet, read_group, read_trajectories, resolve
 from pearl.pipelines.exporters.base import Exporter, JsonLinesExporter
 from pearl.pipelines.exporters.messages import ExportError, Form, Message, Row
 from pearl.plugins import Plugins
@@ -25,6 +26,7 @@ __all__ = [
     "JsonLinesExporter",
     "Message",
     "Row",
+    "bring_back",
     "export_data",
     "exporter_names",
     "read_export",
@@ -157,6 +159,41 @@ def read_export(kind: str, path: Path) -> Iterator[Trajectory]:
         ExportError: it is no export of that kind, its template does not say all of a trajectory, or a row is not in
             the template's words.
     """
+    form, rows = _opened(kind, path)
+    return map(form.trajectory, rows)
+
+
+def bring_back(kind: str, path: Path, out: Path) -> dict[str, str]:
+    """Writes the trajectories of an export as one Parquet file, which appears whole or not at all.
+
+    Returns:
+        The rows that were left out, by id, with the reason: their messages are not in the template's words any more.
+
+    Raises:
+        ExportError: `out` exists, the export cannot be read, its template does not say all, or no row is left.
+    """
+    form, rows = _opened(kind, path)
+    if lost := form.lost():
+        raise ExportError(f"{path}: its template does not say ${', $'.join(lost)}: no trajectory can be read back")
+    if out.exists():
+        raise ExportError(f"{out} exists already")
+    left_out, written = dict[str, str](), 0
+    with whole_file(out) as partial, TrajectoryWriter(partial, {"brought_back": {"kind": kind}}) as writer:
+        for row in rows:
+            try:
+                trajectory = form.trajectory(row)
+            except ExportError as error:
+                left_out[str(row.facts.get("id"))] = str(error)
+                continue
+            writer.write(trajectory)
+            written += 1
+        if not written:
+            raise ExportError(f"{path}: no row can be read back: {next(iter(left_out.values()), 'there is none')}")
+    return left_out
+
+
+def _opened(kind: str, path: Path) -> tuple[Form, Iterator[Row]]:
+    """How an export's rows became messages, and its rows."""
     made_by = exporter_class(kind)().made_by(path)
     if made_by.get("kind") != kind:
         raise ExportError(f"{path} is an export of kind {made_by.get('kind')!r}, not {kind!r}")
@@ -165,5 +202,4 @@ def read_export(kind: str, path: Path) -> Iterator[Trajectory]:
         options = {"native_calls": form.native_calls, "inline_images": made_by["inline_images"]}
     except (KeyError, TypeError) as error:
         raise ExportError(f"{path}: the export's settings are damaged: {error}") from error
-    for row in exporter_class(kind)(**options).read(path):
-        yield form.trajectory(row)
+    return form, exporter_class(kind)(**options).read(path)
