@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pearl.evaluation.statistics import bootstrap_interval
+from pearl.evaluation.statistics import Estimate, bootstrap_interval
 from recipes.results.jobs import VARIANTS, Job, table
 from recipes.results.work import chosen_rates, result
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+DRAWS = 4000
 
 
 def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
@@ -34,7 +34,7 @@ def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
     ]
     for job, results in found:
         cells = [
-            job.variant.name, str(len(results)), f"{job.rate:g}" if job.rate else "", _percent(_of(results, "accuracy")),
+            job.variant.name, str(len(results)), f"{job.rate:g}" if job.rate else "", _percent(bootstrap_interval(_of(results, "accuracy"))),
             *(f"{np.mean(_of(results, name)):.2f}" for name in ("calls", "new tokens", "seconds")),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -51,35 +51,55 @@ def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
 
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
-    """Of every row and `pearl`, seed by seed: positive where the row is better."""
-    by_name = {job.variant.name: _of(results, "accuracy") for job, results in found}
-    if "pearl" not in by_name:
+    """Of `pearl` and every other row, on the same questions and seeds: positive where `pearl` is better."""
+    right = {job.variant.name: np.array([list(map(int, one["right"])) for one in results]) for job, results in found}
+    if "pearl" not in right:
         return []
-    lines = ["| minus pearl, same seeds | points |", "|---|---|"]
-    for name, values in by_name.items():
-        shared = min(len(values), len(by_name["pearl"]))
+    lines = ["| pearl minus | points |", "|---|---|"]
+    for name, other in right.items():
         if name != "pearl":
-            lines.append(f"| {name} | {_percent(np.subtract(values[:shared], by_name['pearl'][:shared]), '+')} |")
+            lines.append(f"| {name} | {_percent(paired(right['pearl'], other), '+')} |")
     return lines
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
+    """The mean difference of two (seeds, questions) of 0 and 1, over the seeds that both have; its 95% interval comes
+    from drawing seeds and questions anew. One row without seeds (the base) meets all of the other's."""
+    count = min(len(ours), len(theirs))
+    difference = ours[:count] - theirs[:count] if count > 1 else ours - theirs
+    rng = np.random.default_rng(0)
+    seeds, questions = difference.shape
+    drawn = [
+        difference[rng.integers(0, seeds, seeds)][:, rng.integers(0, questions, questions)].mean() for _ in range(DRAWS)
+    ]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Estimate(float(difference.mean()), float(low), float(high))
 
 
 def _of(results: Sequence[dict[str, Any]], name: str) -> list[float]:
     return [float(one[name]) for one in results]
 
 
-def _percent(values: Sequence[float] | np.ndarray, sign: str = "") -> str:
-    one = bootstrap_interval(values)
-    interval = f" ({100 * one.low:{sign}.1f} to {100 * one.high:{sign}.1f})" if len(values) > 1 else ""
+def _percent(one: Estimate, sign: str = "") -> str:
+    interval = f" ({100 * one.low:{sign}.1f} to {100 * one.high:{sign}.1f})" if one.low < one.high else ""
     return f"{100 * one.value:{sign}.1f}{interval}"
+
+
+def put(page: Path, part: str, text: str) -> None:
+    """Replaces a part of a page, between its marks; a page without them gets them at its end."""
+    begin, end = (f"<!-- {part}: {which} -->" for which in ("begin", "end"))
+    there = page.read_text() if page.exists() else "# Results\n"
+    if begin not in there:
+        there += f"\n{begin}{end}\n"
+    before, after = there.split(begin)[0], there.split(end)[1]
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     options = parser.parse_args()
-    page = options.page.read_text() if options.page.exists() else f"# Results\n\n{BEGIN}{END}\n"
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    options.page.write_text(f"{before}{BEGIN}\n\n{markdown(rows())}\n\n{END}{after}")
+    put(options.page, "table", markdown(rows()))
     print(json.dumps({job.variant.name: len(results) for job, results in rows()}))
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def run(job: Job, work: Path, threads: int = 1) -> str:
 
 
 def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]]]:
-    """The model, and of each of its trainings the losses of the first and the last update."""
+    """The model (as `model_of` says), and of each of its trainings the losses of the first and the last update."""
     from pearl.trainer.config import TrainConfig
     from pearl.trainer.train import train as pearl_train
 
@@ -85,8 +86,14 @@ def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]]]:
     return model, losses
 
 
+def model_of(job: Job, work: Path) -> Path:
+    """Where a finished job's model is."""
+    one = variant(job.variant.trained_as) if job.variant.trained_as else job.variant
+    return work / replace(job, variant=one).name / str(len(one.stages)) / "model"
+
+
 def evaluate(job: Job, model: str, work: Path) -> dict[str, Any]:
-    from pearl.evaluation.results import surroundings
+    from pearl.evaluation.results import read_results, surroundings
     from pearl.evaluation.run import EvalConfig
     from pearl.evaluation.run import evaluate as pearl_eval
 
@@ -97,12 +104,16 @@ def evaluate(job: Job, model: str, work: Path) -> dict[str, Any]:
         opening=one.opening, tools=("crop", "zoom", "depth", "highlight"), resume=True,
     )  # fmt: skip
     (score,) = pearl_eval(config, progress=False).scores
+    predictions = sorted(
+        chain.from_iterable(read_results(Path(config.out)).predictions.values()), key=lambda one: one.question
+    )
     return {
         "variant": one.name, "rate": job.rate, "seed": job.seed, "phase": job.phase, "questions": score.questions,
         "accuracy": score.accuracy.value, "macro": score.macro.value, "unparsed": score.unparsed,
         "categories": {name: found.accuracy.value for name, found in score.categories.items()},
         "prompt tokens": score.prompt_tokens, "new tokens": score.new_tokens, "calls": score.calls,
-        "faults": dict(score.faults), "seconds": score.seconds, **surroundings(),
+        "faults": dict(score.faults), "seconds": score.seconds,
+        "right": "".join(str(int(one.correct)) for one in predictions), **surroundings(),
     }  # fmt: skip
 
 
