@@ -54,6 +54,8 @@ class ShardMaker:
         self.directory = task.directory()
         self.sources = task.config.open_sources()
         self.toolbox = task.config.open_toolbox()
+        for source in self.sources:
+            source.adopt(self.toolbox)
         self.crew = open_crew(task.config, task.endpoint, self.directory, self.toolbox)
         self.annotated: dict[str, tuple[Region, ...]] = {}
 

@@ -59,7 +59,8 @@ class Toolbox:
     """
 
     def __init__(self, names: Iterable[str], settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self._tools = {name: tool_class(name)(**(settings or {}).get(name, {})) for name in names}
+        self._settings = {name: dict((settings or {}).get(name, {})) for name in names}
+        self._tools = {name: tool_class(name)(**own) for name, own in self._settings.items()}
         for name, tool in self._tools.items():
             if reason := tool.missing():
                 raise ToolUnavailable(f"{name}: {reason}")
@@ -70,6 +71,12 @@ class Toolbox:
 
     def __getitem__(self, name: str) -> Tool:
         return self._tools[name]
+
+    def adopt(self, other: Toolbox) -> None:
+        """Takes over the other's tools that have the same settings, so that their models are loaded once."""
+        for name in self.names & other.names:
+            if self._settings[name] == other._settings[name]:
+                self._tools[name] = other._tools[name]
 
     def fingerprint(self) -> dict[str, Any]:
         return {name: dict(tool.fingerprint()) for name, tool in sorted(self._tools.items())}

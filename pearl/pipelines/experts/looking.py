@@ -23,6 +23,8 @@ from pearl.records import Box
 from pearl.tools.base import ToolResult
 
 TINY, SMALL = 0.07, 0.25
+AROUND_TEXT = (0.5, 0.3)
+"""Margin and least side of a view to be read: where letters fill it, words fall apart."""
 TEXT_WORDS = re.compile(
     r"\b(text|words?|letters?|names?|read|reads|says?|written|writing|printed|sign)\b", re.IGNORECASE
 )
@@ -232,10 +234,10 @@ def text(case: Case) -> Expertise:
 
 
 def _text_there(case: Case) -> Expertise:
-    target, name = case.targets[0], case.names[0]
-    where = {"image": 0, "box": list(padded(case.region(target).box))}
+    where = {"image": 0, "box": list(padded(case.region(case.targets[0]).box, *AROUND_TEXT))}
     if case.tools & {"crop", "zoom"}:
-        yield from look(case, target, case.voice.say("look", name=name), name)
+        tool, factor = ("crop", {}) if "crop" in case.tools else ("zoom", {"factor": 1.0})
+        yield from case.act(case.voice.say("look", name=case.names[0]), tool, **where, **factor)
         where = {"image": case.steps}
     result = yield from case.act(case.voice.say("read"), "ocr", **where)
     read = " ".join(line["text"] for line in result.numbers["lines"])

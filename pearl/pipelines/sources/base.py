@@ -14,6 +14,7 @@ from pearl.errors import PearlError
 from pearl.images import MAX_PIXELS, ImageError, header
 from pearl.records import EncodedImage, Sample
 from pearl.scenes.layout import Split
+from pearl.tools import Toolbox
 
 MAX_FILE_BYTES = 1_000_000_000
 ANNOTATORS = ("detect", "segment", "ocr", "depth")
@@ -78,6 +79,8 @@ class Annotation:
         used, plain = set(self.annotators), [" ".join(label.casefold().split()) for label in self.labels]
         if unknown := used - set(ANNOTATORS):
             return f"--annotate: {', '.join(sorted(unknown))} is none of {', '.join(ANNOTATORS)}"
+        if len(used) < len(self.annotators):
+            return f"--annotate {','.join(self.annotators)}: a tool stands there twice"
         if used and not used & {"detect", "ocr"}:
             return f"--annotate {','.join(self.annotators)}: only detect and ocr find regions; add one of them"
         if "segment" in used and "detect" not in used:
@@ -142,6 +145,9 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> Mapping[str, Any]:
         """What decides the samples: content hashes, options."""
+
+    def adopt(self, toolbox: Toolbox) -> None:  # noqa: B027
+        """Shares the run's tools, where the source needs the same ones itself."""
 
 
 _BY_MACHINE = ":annotated-by-"

@@ -7,7 +7,7 @@ Without, the questions are those whose answer is a reading of the expert's own t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,17 @@ from pearl.pipelines.sources.base import (
     listing_hash,
     read_image,
 )
-from pearl.pipelines.sources.box_questions import SKILLS, questions_from_boxes
+from pearl.pipelines.sources.box_questions import SKILLS, Annotated, questions_from_boxes
 from pearl.randomness import generator
-from pearl.records import EncodedImage, Region, Sample
+from pearl.records import EncodedImage, Sample
+from pearl.tools import Toolbox
 
 if TYPE_CHECKING:
     from pearl.pipelines.sources.annotators import Annotators
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FROM_READINGS = (("relative depth", "depth"), ("text", "ocr"))
+MAX_NAMED = 8
 OF_THINGS = ("counting", "existence")
 """What is asked about things found by their names alone, never about lines of text."""
 
@@ -93,18 +95,18 @@ class Folder(Source):
 
     def _annotated(self, item: Item, image: EncodedImage, annotators: Annotators) -> Sample:
         used, skill = self.options.annotation.annotators, item.record["skill"]
-        regions, questions = self._asked(item.record["image"], image, annotators)
+        found, questions = self._asked(item.record["image"], image, annotators)
         if skill not in questions:
-            found = ", ".join(region.label for region in regions) or "nothing"
-            raise Rejected("what was found allows no such question", f"{skill}: {found}")
+            detail = f"{skill}; found: {_some(r.label for r in found.regions)}; unsure: {_some(sorted(found.crowded))}"
+            raise Rejected("what was found allows no such question", detail)
         asked = questions[skill]
         return Sample(
-            item.key, image, asked["question"], tuple(asked["choices"]), asked["answer"], regions, skill,
+            item.key, image, asked["question"], tuple(asked["choices"]), asked["answer"], found.regions, skill,
             annotated_source(self.name, used), "unknown", asked["query"],
         )  # fmt: skip
 
     def _asked(self, name: str, image: EncodedImage, annotators: Annotators) -> _Asked:
-        """An image's regions, and its questions by skill. The latest is kept: an image's items follow one another."""
+        """What was found in an image, and its questions by skill. The latest is kept: an image's items follow one another."""
         content = hashlib.sha256(image.data).hexdigest()
         if self._latest is None or self._latest[0] != content:
             try:
@@ -114,7 +116,7 @@ class Folder(Source):
             found = annotators.annotate(picture)
             labels = self.options.annotation.labels
             questions = questions_from_boxes(found, labels, self.options.seed, content)
-            self._latest = content, (found.regions, {asked["skill"]: asked for asked in questions})
+            self._latest = content, (found, {asked["skill"]: asked for asked in questions})
         return self._latest[1]
 
     def _unannotated(self, item: Item, image: EncodedImage) -> Sample:
@@ -134,6 +136,10 @@ class Folder(Source):
             question, choices, query = "What text can be read in the picture?", (), {}
         return Sample(item.key, image, question, choices, "", (), skill, self.name, "unknown", query)
 
+    def adopt(self, toolbox: Toolbox) -> None:
+        if self.annotators is not None:
+            self.annotators.toolbox.adopt(toolbox)
+
     def fingerprint(self) -> Mapping[str, Any]:
         return {
             "folder": self.folder.name,
@@ -144,7 +150,13 @@ class Folder(Source):
         }
 
 
-_Asked = tuple[tuple[Region, ...], Mapping[str, Mapping[str, Any]]]
+_Asked = tuple[Annotated, Mapping[str, Mapping[str, Any]]]
+
+
+def _some(labels: Iterable[str]) -> str:
+    """Labels for a message; the first ones where there are many."""
+    listed = list(labels)
+    return ", ".join([*listed[:MAX_NAMED], *(["…"] if len(listed) > MAX_NAMED else [])]) or "nothing"
 
 
 def _open_annotators(options: SourceOptions) -> Annotators | None:
