@@ -34,8 +34,8 @@ WITH_CHOICES, WITH_POINTS, WITH_OPENING = 0.5, 0.3, 0.25
 OPENING = "Answer:"
 """Behind which a model that has learned whole trajectories answers at once."""
 WEIGHTS = {
-    "colour of any": 0.5, "shape of any": 0.5, "attribute": 0.5, "shape": 0.5, "existence": 2.5, "depth": 2.2,
-    "spatial relation": 1.5, "comparison": 1.5, "counting": 1.3, "chain": 1.2,
+    "colour of any": 0.5, "shape of any": 0.5, "attribute": 0.6, "shape": 0.6, "existence": 1.2, "depth": 1.5,
+    "spatial relation": 3.0, "comparison": 2.5, "counting": 2.0, "chain": 0.8,
 }  # fmt: skip
 FAMILIES = tuple(ASKS)
 NAMED = re.compile(r"(?:What|Which) (?:colour|shape) (?:is|does) (?P<name>the (?:(?! that ).)+?)(?: have)?\?")

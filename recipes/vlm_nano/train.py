@@ -64,7 +64,7 @@ STAGES = (
     Stage("crops", 20, 1.5e-3, seeing=True),
     Stage("sight", 60, 8e-4, seeing=True),
     Stage("heads", 0, 3e-3, seeing=True, told=3),
-    Stage("joint", 155, 8e-4, seeing=True, cropping=0.6, told=3),
+    Stage("joint", 155, 8e-4, seeing=True, cropping=0.6, told=2),
 )
 
 
