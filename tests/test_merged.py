@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pearl.trainer.models import load_trained_state
-from pearl.trainer.train import prepare
+from pearl.trainer.preparation import prepare
 from tests.plain import opened, picture
 from tests.runs import ENVIRONMENT, config, data_file, merged_weights, model, run, trained_weights
 from tests.tiny_vlms import FAMILIES

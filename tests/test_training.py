@@ -19,7 +19,8 @@ from pearl.trainer.learner import Learner
 from pearl.trainer.loop import NanLoss
 from pearl.trainer.models import part_of
 from pearl.trainer.packing import Batch
-from pearl.trainer.train import dry_run, prepare, train
+from pearl.trainer.preparation import prepare
+from pearl.trainer.train import dry_run, train
 from tests.runs import (
     ENVIRONMENT,
     config,

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from pearl.parquet import DataError
 from pearl.records import EncodedImage, Step, Trajectory
 from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
-from pearl.trainer.train import prepare
+from pearl.trainer.preparation import prepare
 from tests.runs import config, data_file, rows
 
 

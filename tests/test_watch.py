@@ -13,7 +13,7 @@ from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.answers import _options, answer_accuracy
 from pearl.trainer.conversation import Conversation
 from pearl.trainer.packing import Example
-from pearl.trainer.train import Prepared, prepare
+from pearl.trainer.preparation import Prepared, prepare
 from pearl.trainer.watch import CollapseWatch, effective_rank, retrieval, spread
 from tests.runs import OPTIONS, config, data_file, rows
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console(markup=False, highlight=False, soft_wrap=True)
+from pearl.cli.options import console
 
 Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 Datasets = Annotated[list[str], typer.Argument(help="Parquet files, folders, globs or Hub dataset ids.")]

@@ -14,14 +14,12 @@ from typing import Annotated, Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pearl import __version__
+from pearl.cli.options import console, errors
 from pearl.errors import PearlError
 
-console = Console(markup=False, highlight=False, soft_wrap=True)
-errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 app = typer.Typer(
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True
 )

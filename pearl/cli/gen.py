@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +12,16 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pearl import __version__
 from pearl.cli import curation
 from pearl.cli.exporting import export
 from pearl.cli.importing import import_
+from pearl.cli.options import console, errors
 from pearl.cli.publishing import push
 from pearl.cli.stats import stats
+from pearl.cli.trajectories import trajectories
 from pearl.errors import PearlError
 
 app = typer.Typer(
@@ -35,268 +35,10 @@ app = typer.Typer(
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """Of click, or of the copy of it that newer versions of typer bring."""
 
-console = Console(markup=False, highlight=False, soft_wrap=True)
-errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
-
 Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 
 
-class Engine(StrEnum):
-    RAY = "ray"
-    LOCAL = "local"
-
-
-class ImageFormatOption(StrEnum):
-    AUTO = "auto"
-    JPEG = "jpeg"
-    PNG = "png"
-    WEBP = "webp"
-
-
-class SplitOption(StrEnum):
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
-
-
-class ExpertOption(StrEnum):
-    ANNOTATIONS = "annotations"
-    PLANNER = "planner"
-
-
-INPUT, TOOLS, PLANNER, OUTPUT, CLUSTER = "What to ask about", "Tools", "Planner", "Output", "Cluster"
-
-
-@app.command(rich_help_panel="Make")
-def trajectories(
-    source: Annotated[
-        list[str],
-        typer.Option(
-            help="Where samples come from; may be repeated. photos | scenes | coco:FILE | folder:DIR | parquet:PATH |"
-            " hf:ORG/NAME",
-            rich_help_panel=INPUT,
-        ),
-    ] = ["photos", "scenes"],  # noqa: B006
-    count: Annotated[int, typer.Option(min=1, help="scenes: how many samples.", rich_help_panel=INPUT)] = 240,
-    split: Annotated[
-        SplitOption, typer.Option(help="scenes: splits share no scene.", rich_help_panel=INPUT)
-    ] = SplitOption.TRAIN,
-    size: Annotated[int, typer.Option(min=112, max=2048, help="scenes: pixels a side.", rich_help_panel=INPUT)] = 384,
-    images: Annotated[str | None, typer.Option(help="coco: the images' folder.", rich_help_panel=INPUT)] = None,
-    questions: Annotated[
-        str | None,
-        typer.Option(help="coco: JSONL of questions; made from the boxes when not given.", rich_help_panel=INPUT),
-    ] = None,
-    annotate: Annotated[
-        str,
-        typer.Option(
-            help="folder: tools that annotate its images, of detect,segment,ocr,depth; with the models under Tools.",
-            rich_help_panel=INPUT,
-        ),
-    ] = "",
-    labels: Annotated[
-        str, typer.Option(help='--annotate detect: what to look for, e.g. "cat,cup".', rich_help_panel=INPUT)
-    ] = "",
-    detect_scores: Annotated[
-        str,
-        typer.Option(
-            help="--annotate detect: LEAST,SURE. Below the first nothing was found, below the second it is unsure,"
-            " and nothing is asked about its label.",
-            rich_help_panel=INPUT,
-        ),
-    ] = "0.15,0.4",
-    ocr_scores: Annotated[
-        str, typer.Option(help="--annotate ocr: the same for lines of text.", rich_help_panel=INPUT)
-    ] = "0.5,0.9",
-    columns: Annotated[
-        str, typer.Option(help="parquet, hf: ours=theirs,… for columns of other names.", rich_help_panel=INPUT)
-    ] = "",
-    max_pixels: Annotated[
-        int, typer.Option(min=1, max=178_000_000, help="Larger images are refused.", rich_help_panel=INPUT)
-    ] = 64_000_000,
-    tools: Annotated[
-        str, typer.Option(help="What the experts may use; `pearl-gen tools` lists them.", rich_help_panel=TOOLS)
-    ] = "crop,depth",
-    depth_model: Annotated[
-        str,
-        typer.Option(
-            help="depth-nano (built in), sensor (the sample's own depth), or a folder or Hub id of any"
-            " depth-estimation checkpoint.",
-            rich_help_panel=TOOLS,
-        ),
-    ] = "depth-nano",
-    segment_model: Annotated[
-        str, typer.Option(help="grabcut, or a folder or Hub id of a SAM-type model.", rich_help_panel=TOOLS)
-    ] = "grabcut",
-    detect_model: Annotated[
-        str | None,
-        typer.Option(help="A folder or Hub id of an open-vocabulary detector.", rich_help_panel=TOOLS),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="For the models: cpu, cuda, …; what the worker has when not given.", rich_help_panel=TOOLS),
-    ] = None,
-    expert: Annotated[
-        ExpertOption,
-        typer.Option(
-            help="Who decides the steps: programs that read the annotations, or a model.", rich_help_panel=PLANNER
-        ),
-    ] = ExpertOption.ANNOTATIONS,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(help="An OpenAI-compatible server, e.g. http://localhost:8000/v1.", rich_help_panel=PLANNER),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The planner, as the server names it.", rich_help_panel=PLANNER)
-    ] = None,
-    api_key_env: Annotated[
-        str, typer.Option(help="The environment variable with the key.", rich_help_panel=PLANNER)
-    ] = "OPENAI_API_KEY",
-    tries: Annotated[
-        int, typer.Option(min=1, help="A sample, at most; the shortest right one is kept.", rich_help_panel=PLANNER)
-    ] = 3,
-    max_calls: Annotated[int, typer.Option(min=1, max=6, help="Tool calls a try.", rich_help_panel=PLANNER)] = 6,
-    temperature: Annotated[float, typer.Option(min=0, max=2, rich_help_panel=PLANNER)] = 0.7,
-    max_reply_tokens: Annotated[int, typer.Option(min=1, help="Of each turn.", rich_help_panel=PLANNER)] = 1024,
-    image_side: Annotated[
-        int, typer.Option(min=28, help="Larger images are sent smaller, in pixels.", rich_help_panel=PLANNER)
-    ] = 1536,
-    request: Annotated[
-        str,
-        typer.Option(help="More fields of each request, as JSON; null takes one away.", rich_help_panel=PLANNER),
-    ] = "{}",
-    endpoint_concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests at once, of each worker.", rich_help_panel=PLANNER)
-    ] = 8,
-    endpoint_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a reply.", rich_help_panel=PLANNER)] = 120.0,
-    endpoint_retries: Annotated[int, typer.Option(min=0, help="Of a request that fails.", rich_help_panel=PLANNER)] = 8,
-    max_requests: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many.", rich_help_panel=PLANNER)
-    ] = None,
-    max_tokens_total: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many, in and out.", rich_help_panel=PLANNER)
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(help="Stop when so much money is spent.", rich_help_panel=PLANNER)
-    ] = None,
-    price_in: Annotated[float, typer.Option(min=0, help="Of a million tokens in.", rich_help_panel=PLANNER)] = 0.0,
-    price_out: Annotated[float, typer.Option(min=0, help="Of a million tokens out.", rich_help_panel=PLANNER)] = 0.0,
-    cache: Annotated[
-        Path | None, typer.Option(help="The folder of replies; the run's own if not given.", rich_help_panel=PLANNER)
-    ] = None,
-    out: Annotated[Path, typer.Option(help="One .parquet file, or a folder of shards.", rich_help_panel=OUTPUT)] = Path(
-        "traj.parquet"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.", rich_help_panel=OUTPUT)] = 0,
-    image_format: Annotated[
-        ImageFormatOption,
-        typer.Option(
-            help="Of tool images (jpeg is quality 95, webp lossless) and scenes; auto: by tool.", rich_help_panel=OUTPUT
-        ),
-    ] = ImageFormatOption.AUTO,
-    shard_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples a shard; 128, fewer in a small run.", rich_help_panel=OUTPUT)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue this very run.", rich_help_panel=OUTPUT)] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.", rich_help_panel=OUTPUT)] = False,
-    max_quarantined: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Stop when more than this share fails (ten always may, unless 0).",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = 0.05,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and show the first one.", rich_help_panel=OUTPUT)
-    ] = False,
-    engine: Annotated[
-        Engine, typer.Option(help="local is a plain loop, for debugging.", rich_help_panel=CLUSTER)
-    ] = Engine.RAY,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster to join, e.g. auto or host:6379.", rich_help_panel=CLUSTER)
-    ] = None,
-    num_workers: Annotated[
-        int | None, typer.Option(min=1, help="One a CPU when not given (less one above four).", rich_help_panel=CLUSTER)
-    ] = None,
-    num_gpus_per_worker: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="GPUs (or a fraction) for each worker's models; without it they run on the CPU.",
-            rich_help_panel=CLUSTER,
-        ),
-    ] = 0.0,
-) -> None:
-    """Makes multi-step trajectories: experts solve questions with real tools, in parallel on Ray.
-
-    The result is one Parquet file, or with --out DIR a folder of shards; `datasets.load_dataset` reads both.
-    A run that was stopped continues with --resume and ends with the same bytes.
-
-        pearl-gen trajectories --tools crop,depth
-        pearl-gen trajectories --source scenes --count 10000 --out data --num-workers 16
-        pearl-gen trajectories --source coco:instances.json --images val2017 --depth-model depth-anything/Depth-Anything-V2-Small-hf
-        pearl-gen trajectories --source folder:photos --annotate detect,ocr,depth --detect-model DIR --labels "cat,cup" --tools crop,depth,ocr
-        pearl-gen trajectories --expert planner --endpoint http://localhost:8000/v1 --model Qwen/Qwen2.5-VL-7B-Instruct
-    """
-    from pearl.cli.report import print_preview, print_summary
-    from pearl.pipelines.config import GenerateConfig
-    from pearl.pipelines.endpoint.config import Budget, EndpointConfig
-    from pearl.pipelines.engines import EngineConfig
-    from pearl.pipelines.experts.planner import PlannerSettings
-    from pearl.pipelines.generate import OutputPolicy, generate, preview
-    from pearl.pipelines.planning import PlannerConfig
-    from pearl.pipelines.progress import Progress
-    from pearl.pipelines.sources import Annotation, SourceOptions, Thresholds
-
-    named, annotators = _names(tools), _names(annotate)
-    encoded = None if image_format is ImageFormatOption.AUTO else image_format.value
-    on_device = {} if device is None else {"device": device}
-    settings: dict[str, dict[str, Any]] = {
-        "depth": {"model": _absolute_model(depth_model), **on_device},
-        "segment": {"model": _absolute_model(segment_model), **on_device},
-        "detect": {"model": detect_model and _absolute_model(detect_model), **on_device},
-    }
-    annotation = Annotation(
-        annotators, _names(labels), {name: settings[name] for name in annotators if name in settings},
-        Thresholds(*_scores("--detect-scores", detect_scores)), Thresholds(*_scores("--ocr-scores", ocr_scores)),
-    )  # fmt: skip
-    everything = dict[str, Any](
-        sources=tuple(_absolute_source(spec) for spec in source),
-        source_options=SourceOptions(
-            count=count, seed=seed, split=split.value, size=size, image_format=encoded or "jpeg", images=_absolute(images),
-            questions=_absolute(questions), columns=_mapping(columns), tools=named, annotation=annotation,
-            max_pixels=max_pixels,
-        ),
-        tools=named,
-        tool_settings={name: settings[name] for name in named if name in settings},
-        seed=seed,
-        shard_size=shard_size,
-        image_format=encoded,
-    )  # fmt: skip
-    config, server = GenerateConfig(**everything), None
-    if expert is ExpertOption.PLANNER:
-        config = PlannerConfig(
-            **everything,
-            planner=PlannerSettings(
-                model or "", tries, max_calls, temperature, max_reply_tokens, image_side, _object(request)
-            ),
-        )
-        server = EndpointConfig(
-            endpoint or "", api_key_env, endpoint_concurrency, endpoint_timeout, endpoint_retries,
-            cache=_absolute(str(cache) if cache else None),
-            budget=Budget(max_requests, max_tokens_total, max_cost, price_in, price_out),
-        )  # fmt: skip
-    elif endpoint or model:
-        raise typer.BadParameter("--endpoint and --model need --expert planner")
-    run_on = EngineConfig(engine.value, address, num_workers, num_gpus_per_worker, server)
-    policy = OutputPolicy(resume, overwrite, max_quarantined)
-    if dry_run:
-        print_preview(console, preview(config, out, policy))
-        return
-    manifest = generate(config, out, run_on, policy, Progress(errors))
-    print_summary(console, manifest, out)
+app.command(rich_help_panel="Make")(trajectories)
 
 
 @app.command("tools", rich_help_panel="Make")
@@ -324,6 +66,18 @@ def list_tools(
         missing = tool().missing()
         table.add_row(tool.name, tool.description, arguments, f"no: {missing}" if missing else "yes")
     console.print(table)
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    """An argument's type, bounds and default, in a few words."""
+    options = schema.get("anyOf", [schema])
+    kind = " or ".join(str(option.get("type", option.get("enum", ""))) for option in options)
+    words = {"minimum": "≥ {}", "maximum": "≤ {}", "minItems": "at least {}", "maxItems": "at most {}"}
+    limits = [text.format(option[key]) for option in options for key, text in words.items() if key in option]
+    if "enum" in schema:
+        kind = " | ".join(schema["enum"])
+    default = [f"default {schema['default']}"] if "default" in schema else []
+    return ", ".join([kind, *limits, *default])
 
 
 @app.command(rich_help_panel="Look")
@@ -382,61 +136,6 @@ def common(
     if version:
         typer.echo(f"pearl-vlm {__version__}")
         raise typer.Exit
-
-
-def _absolute(path: str | None) -> str | None:
-    """Workers, perhaps on other nodes, do not share the driver's working directory."""
-    return None if path is None else str(Path(path).absolute())
-
-
-def _absolute_source(spec: str) -> str:
-    kind, colon, place = spec.partition(":")
-    return f"{kind}:{_absolute(place)}" if place and kind != "hf" else f"{kind}{colon}{place}"
-
-
-def _absolute_model(model: str) -> str:
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _scores(option: str, text: str) -> tuple[float, float]:
-    try:
-        least, sure = (float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{option} {text!r}: expected LEAST,SURE, two numbers in 0..1") from None
-    return least, sure
-
-
-def _mapping(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-    if any(not (equals and theirs) for _, equals, theirs in pairs):
-        raise typer.BadParameter(f"--columns {text!r}: expected ours=theirs,ours=theirs")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise typer.BadParameter(f"--request {text!r}: expected a JSON object")
-    return value
-
-
-def _bounds(schema: dict[str, Any]) -> str:
-    """An argument's type, bounds and default, in a few words."""
-    options = schema.get("anyOf", [schema])
-    kind = " or ".join(str(option.get("type", option.get("enum", ""))) for option in options)
-    words = {"minimum": "≥ {}", "maximum": "≤ {}", "minItems": "at least {}", "maxItems": "at most {}"}
-    limits = [text.format(option[key]) for option in options for key, text in words.items() if key in option]
-    if "enum" in schema:
-        kind = " | ".join(schema["enum"])
-    default = [f"default {schema['default']}"] if "default" in schema else []
-    return ", ".join([kind, *limits, *default])
 
 
 def main() -> None:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from glob import has_magic
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-INPUT, OUTPUT, CLUSTER = "What to import", "Output", "Cluster"
-
-
-class EngineOption(StrEnum):
-    RAY = "ray"
-    LOCAL = "local"
-
-
-class StoredAs(StrEnum):
-    AUTO = "auto"
-    JPEG = "jpeg"
-    PNG = "png"
-    WEBP = "webp"
-
-
-class SplitName(StrEnum):
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
+from pearl.cli.options import (
+    INPUT,
+    OUTPUT,
+    Address,
+    DryRun,
+    Engine,
+    EngineOption,
+    ImageFormat,
+    MaxPixels,
+    MaxQuarantined,
+    NumWorkers,
+    Out,
+    Overwrite,
+    Resume,
+    ShardSize,
+    Split,
+    console,
+    errors,
+)
 
 
 def import_(
@@ -57,45 +56,21 @@ def import_(
     license: Annotated[
         str, typer.Option(help="The data's licence, recorded with each trajectory.", rich_help_panel=INPUT)
     ] = "unknown",
-    max_pixels: Annotated[
-        int, typer.Option(min=1, max=178_000_000, help="Larger images are refused.", rich_help_panel=INPUT)
-    ] = 64_000_000,
-    out: Annotated[Path, typer.Option(help="One .parquet file, or a folder of shards.", rich_help_panel=OUTPUT)] = Path(
-        "imported.parquet"
-    ),
-    split: Annotated[
-        SplitName, typer.Option(help="What the shards are called.", rich_help_panel=OUTPUT)
-    ] = SplitName.TRAIN,
+    max_pixels: MaxPixels = 64_000_000,
+    out: Out = Path("imported.parquet"),
+    split: Annotated[Split, typer.Option(help="What the shards are called.", rich_help_panel=OUTPUT)] = Split.TRAIN,
     image_format: Annotated[
-        StoredAs,
+        ImageFormat,
         typer.Option(help="Of images that tools make now (jpeg is quality 95); auto: by tool.", rich_help_panel=OUTPUT),
-    ] = StoredAs.AUTO,
-    shard_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a shard; 128, fewer in a small run.", rich_help_panel=OUTPUT)
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue this very run.", rich_help_panel=OUTPUT)] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.", rich_help_panel=OUTPUT)] = False,
-    max_quarantined: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Stop when more than this share fails (ten always may, unless 0).",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = 0.05,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and show the first one.", rich_help_panel=OUTPUT)
-    ] = False,
-    engine: Annotated[
-        EngineOption, typer.Option(help="local is a plain loop, for debugging.", rich_help_panel=CLUSTER)
-    ] = EngineOption.RAY,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster to join, e.g. auto or host:6379.", rich_help_panel=CLUSTER)
-    ] = None,
-    num_workers: Annotated[
-        int | None, typer.Option(min=1, help="One a CPU when not given (less one above four).", rich_help_panel=CLUSTER)
-    ] = None,
+    ] = ImageFormat.AUTO,
+    shard_size: ShardSize = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    max_quarantined: MaxQuarantined = 0.05,
+    dry_run: DryRun = False,
+    engine: EngineOption = Engine.RAY,
+    address: Address = None,
+    num_workers: NumWorkers = None,
 ) -> None:
     """Imports trajectories and grounding data that others published, in parallel on Ray.
 
@@ -106,7 +81,6 @@ def import_(
         pearl-gen import thinkmorph ThinkMorph/Visual_Search --out visual-search
         pearl-gen import pixelreasoner release.json --images unpacked --reexecute
     """
-    from pearl.cli.gen import console, errors
     from pearl.cli.report import print_preview, print_summary
     from pearl.pipelines.engines import EngineConfig
     from pearl.pipelines.generate import OutputPolicy, generate, preview
@@ -123,7 +97,7 @@ def import_(
         ),
         tools=importer_class(kind).tools,
         shard_size=shard_size,
-        image_format=None if image_format is StoredAs.AUTO else image_format.value,  # type: ignore[arg-type]
+        image_format=image_format.chosen,  # type: ignore[arg-type]
         kind=kind,
         license=license,
         reexecute=reexecute,

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from pearl.cli.options import console, errors
 
 if TYPE_CHECKING:
     from pearl.pipelines.publishing import Publication
-
-console = Console(markup=False, highlight=False, soft_wrap=True)
-errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 
 
 def push(

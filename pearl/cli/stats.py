@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console(markup=False, highlight=False, soft_wrap=True)
+from pearl.cli.options import console
 
 
 def stats(

@@ -13,15 +13,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pearl import __version__
+from pearl.cli.options import console, errors
 from pearl.errors import PearlError
 from pearl.trainer.config import TrainConfig, make_config, read_settings
-
-console = Console(markup=False, highlight=False, soft_wrap=True)
-errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 
 
 class Precision(StrEnum):

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,12 @@ from pearl.trainer.data import Drawn, GroupedOrder, Refused
 from pearl.trainer.learner import Learner
 from pearl.trainer.models import load_trained_state, trained_state
 from pearl.trainer.packing import Batch, Packer
+from pearl.trainer.preparation import Prepared
 from pearl.trainer.run_directory import COMPLETE
 from pearl.trainer.watch import CollapseWatch
 
 prepare_torchvision()
 from transformers import Trainer, TrainerState  # noqa: E402
-
-if TYPE_CHECKING:
-    from pearl.trainer.train import Prepared
 
 WEIGHTS = "trained.safetensors"
 MAX_ANSWERS = 64

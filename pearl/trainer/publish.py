@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -16,10 +16,8 @@ from pearl.errors import PearlError
 from pearl.trainer.models import load_trained_state, merged, quiet_transformers, trained_state
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.objectives.registry import make_objective
+from pearl.trainer.preparation import Prepared
 from pearl.trainer.run_directory import write_json
-
-if TYPE_CHECKING:
-    from pearl.trainer.train import Prepared
 
 SETTINGS = "training_config.json"
 OBJECTIVE_WEIGHTS = "objective.safetensors"

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,12 @@ import torch
 
 from pearl.errors import PearlError
 from pearl.trainer.callbacks import tell
-from pearl.trainer.config import ConfigError, TrainConfig
-from pearl.trainer.conversation import Template, load_template
-from pearl.trainer.data import Examples, GroupedOrder, Table
-from pearl.trainer.learner import Learner
-from pearl.trainer.models import Loaded, load, make_trainable, precision, trainable_text
-from pearl.trainer.objectives.base import Objective
-from pearl.trainer.objectives.registry import make_objective
-from pearl.trainer.packing import Packer
+from pearl.trainer.config import TrainConfig
+from pearl.trainer.data import GroupedOrder
+from pearl.trainer.models import trainable_text
+from pearl.trainer.preparation import Prepared, prepare
 from pearl.trainer.publish import open_repository, save_model, upload
 from pearl.trainer.run_directory import claim, last_checkpoint, record
-from pearl.trainer.views import ViewEncoder
 
 NEVER = 2**31
 """An interval: only in the end."""
@@ -33,22 +28,6 @@ MEASURED = ("eval_loss", "eval_answer")
 
 class OutOfMemory(PearlError, RuntimeError):
     """The message says which settings to lower."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that a run needs, before its first step; nothing in its settings is left to be decided."""
-
-    config: TrainConfig
-    objective: Objective
-    template: Template
-    loaded: Loaded
-    encoder: ViewEncoder
-    learner: Learner
-    packer: Packer
-    training: Examples
-    held_out: Examples
-    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -69,62 +48,6 @@ class Report:
     last: dict[str, float]
     evaluation: dict[str, float]
     refused: int
-
-
-def prepare(config: TrainConfig) -> Prepared:
-    """
-    Raises:
-        PearlError: data, model, template or objective cannot be used; before any work.
-    """
-    objective = make_objective(config.objective, dict(config.objective_options))
-    template = load_template(config.template)
-    cache = Path(config.out) / "cache"
-    table = Table(config.data, cache)
-    rows, held = list(range(len(table))), list[int]()
-    held_table = table
-    if config.eval_data is not None:
-        held_table = Table(config.eval_data, cache)
-        held = list(range(len(held_table)))
-    elif config.eval_fraction:
-        rows, held = table.held_out(config.eval_fraction, config.seed)
-        if not held:
-            tell(
-                f"note: no image is among the share of {config.eval_fraction:g} that is held out: nothing is evaluated"
-            )
-    if not rows:
-        raise ConfigError("nothing is left to train on: lower --eval-fraction, or give --eval-data")
-    torch.manual_seed(config.seed)
-    loaded = load(config, objective)
-    encoder = ViewEncoder(loaded.processor, loaded.family, objective.latent_token, loaded.vlm.config)
-    hidden_size = loaded.vlm.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-    vlm = make_trainable(loaded, config, objective)
-    learner = Learner(vlm, loaded.family, objective.losses(hidden_size))
-    if config.gradient_checkpointing and learner.losses.recurrent:
-        raise ConfigError(
-            "latents that the model makes itself stand on keys and values, which --gradient-checkpointing does not keep"
-        )
-    packer = Packer(
-        loaded.family,
-        loaded.vlm.config,
-        encoder.padding,
-        config.tree and loaded.family.tree,
-        not config.gradient_checkpointing,
-    )
-    steps = table.num_steps()
-
-    def examples(of: Table, chosen: list[int]) -> Examples:
-        return Examples(of, chosen, objective, encoder, template, config.max_tokens)
-
-    resolved = replace(
-        config,
-        objective_options=asdict(objective),
-        tune="full" if vlm is loaded.vlm else "lora",
-        precision=precision(config),
-    )
-    return Prepared(
-        resolved, objective, template, loaded, encoder, learner, packer,
-        examples(table, rows), examples(held_table, held), [steps[row] for row in rows],
-    )  # fmt: skip
 
 
 def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | None = None) -> Report:

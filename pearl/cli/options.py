@@ -1,0 +1,64 @@
+"""What several commands share: where they print, and the options of a run of shards."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console(markup=False, highlight=False, soft_wrap=True)
+errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+
+INPUT, OUTPUT, CLUSTER = "Input", "Output", "Cluster"
+
+
+class Engine(StrEnum):
+    RAY = "ray"
+    LOCAL = "local"
+
+
+class ImageFormat(StrEnum):
+    AUTO = "auto"
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+
+    @property
+    def chosen(self) -> str | None:
+        return None if self is ImageFormat.AUTO else self.value
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+MaxPixels = Annotated[
+    int, typer.Option(min=1, max=178_000_000, help="Larger images are refused.", rich_help_panel=INPUT)
+]
+Out = Annotated[Path, typer.Option(help="One .parquet file, or a folder of shards.", rich_help_panel=OUTPUT)]
+ShardSize = Annotated[
+    int | None, typer.Option(min=1, help="Samples a shard; 128, fewer in a small run.", rich_help_panel=OUTPUT)
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue this very run.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew.", rich_help_panel=OUTPUT)]
+MaxQuarantined = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Stop when more than this share fails (ten always may, unless 0).", rich_help_panel=OUTPUT
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, and show the first one.", rich_help_panel=OUTPUT)
+]
+EngineOption = Annotated[Engine, typer.Option(help="local is a plain loop, for debugging.", rich_help_panel=CLUSTER)]
+Address = Annotated[
+    str | None, typer.Option(help="A Ray cluster to join, e.g. auto or host:6379.", rich_help_panel=CLUSTER)
+]
+NumWorkers = Annotated[
+    int | None, typer.Option(min=1, help="One a CPU when not given (less one above four).", rich_help_panel=CLUSTER)
+]

@@ -1,0 +1,91 @@
+"""What a training run needs before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pearl.trainer.callbacks import tell
+from pearl.trainer.config import ConfigError, TrainConfig
+from pearl.trainer.conversation import Template, load_template
+from pearl.trainer.data import Examples, Table
+from pearl.trainer.learner import Learner
+from pearl.trainer.models import Loaded, load, make_trainable, precision
+from pearl.trainer.objectives.base import Objective
+from pearl.trainer.objectives.registry import make_objective
+from pearl.trainer.packing import Packer
+from pearl.trainer.views import ViewEncoder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run needs, before its first step; nothing in its settings is left to be decided."""
+
+    config: TrainConfig
+    objective: Objective
+    template: Template
+    loaded: Loaded
+    encoder: ViewEncoder
+    learner: Learner
+    packer: Packer
+    training: Examples
+    held_out: Examples
+    lengths: list[int]
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """
+    Raises:
+        PearlError: data, model, template or objective cannot be used; before any work.
+    """
+    objective = make_objective(config.objective, dict(config.objective_options))
+    template = load_template(config.template)
+    cache = Path(config.out) / "cache"
+    table = Table(config.data, cache)
+    rows, held = list(range(len(table))), list[int]()
+    held_table = table
+    if config.eval_data is not None:
+        held_table = Table(config.eval_data, cache)
+        held = list(range(len(held_table)))
+    elif config.eval_fraction:
+        rows, held = table.held_out(config.eval_fraction, config.seed)
+        if not held:
+            tell(
+                f"note: no image is among the share of {config.eval_fraction:g} that is held out: nothing is evaluated"
+            )
+    if not rows:
+        raise ConfigError("nothing is left to train on: lower --eval-fraction, or give --eval-data")
+    torch.manual_seed(config.seed)
+    loaded = load(config, objective)
+    encoder = ViewEncoder(loaded.processor, loaded.family, objective.latent_token, loaded.vlm.config)
+    hidden_size = loaded.vlm.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+    vlm = make_trainable(loaded, config, objective)
+    learner = Learner(vlm, loaded.family, objective.losses(hidden_size))
+    if config.gradient_checkpointing and learner.losses.recurrent:
+        raise ConfigError(
+            "latents that the model makes itself stand on keys and values, which --gradient-checkpointing does not keep"
+        )
+    packer = Packer(
+        loaded.family,
+        loaded.vlm.config,
+        encoder.padding,
+        config.tree and loaded.family.tree,
+        not config.gradient_checkpointing,
+    )
+    steps = table.num_steps()
+
+    def examples(of: Table, chosen: list[int]) -> Examples:
+        return Examples(of, chosen, objective, encoder, template, config.max_tokens)
+
+    resolved = replace(
+        config,
+        objective_options=asdict(objective),
+        tune="full" if vlm is loaded.vlm else "lora",
+        precision=precision(config),
+    )
+    return Prepared(
+        resolved, objective, template, loaded, encoder, learner, packer,
+        examples(table, rows), examples(held_table, held), [steps[row] for row in rows],
+    )  # fmt: skip
