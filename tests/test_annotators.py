@@ -19,8 +19,7 @@ from pearl.images import Picture, decode, encode
 from pearl.parquet import read_trajectories
 from pearl.pipelines.config import GenerateConfig, recipe
 from pearl.pipelines.engines import EngineConfig
-from pearl.pipelines.errors import ConfigError, RunError
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import ConfigError, Rejected, RunError
 from pearl.pipelines.generate import OutputPolicy, generate
 from pearl.pipelines.publishing.card import make_card
 from pearl.pipelines.publishing.facts import gather

@@ -28,8 +28,7 @@ from pearl.drawing import pixel_box
 from pearl.images import decode, encode
 from pearl.parquet import read_trajectories
 from pearl.pipelines.engines import EngineConfig
-from pearl.pipelines.errors import RunError
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected, RunError
 from pearl.pipelines.generate import OutputPolicy, generate, preview
 from pearl.pipelines.importers import importer_class, importer_names, pixelreasoner, taco
 from pearl.pipelines.importers.base import Dialogue, Images, Importer, ImportOptions, final_answer, whole_pixels

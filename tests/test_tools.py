@@ -24,7 +24,7 @@ from pearl.drawing import pixel_box
 from pearl.errors import PearlError
 from pearl.images import Picture, decode
 from pearl.pipelines.checks import check_observation
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.experts.looking import _agrees
 from pearl.pipelines.experts.voice import article
 from pearl.records import ToolCall

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pearl.pipelines.experts.base import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.records import Trajectory
 from pearl.tools.base import ToolResult
 

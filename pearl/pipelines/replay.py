@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pearl.images import ImageError, decode
-from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, Rejected
+from pearl.pipelines.errors import Rejected
+from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise
 from pearl.records import EncodedImage, Observation, Sample, ToolCall
 from pearl.tools.base import ToolResult
 

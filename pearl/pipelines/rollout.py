@@ -15,8 +15,8 @@ import numpy as np
 
 from pearl.images import ImageError, ImageFormat, Picture, decode, encode
 from pearl.pipelines.checks import check_observation, check_trajectory
-from pearl.pipelines.errors import RunError
-from pearl.pipelines.experts import EXPERT, Case, Conclusion, Expertise, Rejected, solve
+from pearl.pipelines.errors import Rejected, RunError
+from pearl.pipelines.experts import EXPERT, Case, Conclusion, Expertise, solve
 from pearl.pipelines.experts.base import Act
 from pearl.pipelines.experts.voice import Voice
 from pearl.pipelines.replay import Difference, Recalled, difference

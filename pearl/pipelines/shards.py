@@ -16,8 +16,7 @@ from pearl.images import ImageError, header
 from pearl.parquet import TrajectoryWriter
 from pearl.pipelines.config import GenerateConfig, trajectory_id
 from pearl.pipelines.endpoint.config import EndpointConfig
-from pearl.pipelines.errors import RunError
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected, RunError
 from pearl.pipelines.planning import PlannedRollout, open_crew
 from pearl.pipelines.replay import pictures
 from pearl.pipelines.rollout import LOCKSTEP, Refusal, Rollout

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pearl.pipelines.experts.base import Case, Conclusion, Contradiction, Expertise, Rejected, Unsolvable
+from pearl.pipelines.errors import Unsolvable
+from pearl.pipelines.experts.base import Case, Conclusion, Expertise
 from pearl.pipelines.experts.distance import chain, closer, closer_point, nearest
 from pearl.pipelines.experts.looking import attribute, comparison, counting, existence, relation, text
 
@@ -38,4 +39,4 @@ def solve(case: Case) -> Expertise:
     return expert(case)
 
 
-__all__ = ["EXPERT", "EXPERTS", "Case", "Conclusion", "Contradiction", "Expertise", "Rejected", "Unsolvable", "solve"]
+__all__ = ["EXPERT", "EXPERTS", "Case", "Conclusion", "Expertise", "solve"]

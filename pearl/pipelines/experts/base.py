@@ -8,25 +8,10 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from pearl.pipelines.errors import Rejected, Unsolvable
 from pearl.pipelines.experts.voice import Voice
 from pearl.records import Box, Region, Sample, ToolCall
 from pearl.tools.base import ToolResult
-
-
-class Rejected(Exception):
-    """This sample gives no trajectory. `reason` is what is counted, `detail` what is recorded beside it."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
-
-
-class Unsolvable(Rejected):
-    """The allowed tools, or the annotations, do not suffice for this question."""
-
-
-class Contradiction(Rejected):
-    """What a tool showed does not agree with the annotated answer."""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from pearl.pipelines.experts.base import (
-    Act,
-    Case,
-    Conclusion,
-    Contradiction,
-    Expertise,
-    Unsolvable,
-    padded,
-    rounded,
-)
+from pearl.pipelines.errors import Contradiction, Unsolvable
+from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, padded, rounded
 from pearl.pipelines.experts.looking import (
     compare_colours,
     conclude_attribute,

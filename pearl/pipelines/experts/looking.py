@@ -5,19 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Sequence
 
-from pearl.pipelines.experts.base import (
-    Act,
-    Case,
-    Conclusion,
-    Contradiction,
-    Expertise,
-    Unsolvable,
-    padded,
-    rounded,
-    side,
-    union,
-    within,
-)
+from pearl.pipelines.errors import Contradiction, Unsolvable
+from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, padded, rounded, side, union, within
 from pearl.pipelines.experts.voice import article
 from pearl.records import Box
 from pearl.tools.base import ToolResult

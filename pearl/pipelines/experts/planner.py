@@ -20,8 +20,8 @@ from PIL import Image
 from pearl.images import decode, encode
 from pearl.pipelines.checks import MAX_STEPS
 from pearl.pipelines.endpoint.replies import Reply, Unanswered
-from pearl.pipelines.errors import ConfigError
-from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, Rejected, Steps, Unsolvable
+from pearl.pipelines.errors import ConfigError, Rejected, Unsolvable
+from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, Steps
 from pearl.randomness import generator
 from pearl.records import Sample, ToolCall
 from pearl.tools import Toolbox, ToolResult, refused, spec

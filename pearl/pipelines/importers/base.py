@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from pearl.drawing import pixel_box
 from pearl.images import ImageError, header
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.rows import DataFile, Row, content_hash, data_files, fetch, listed
 from pearl.pipelines.replay import RecordedSample, RecordedStep, texts
 from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions, read_image

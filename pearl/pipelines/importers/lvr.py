@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     LOOK_CLOSER,
     Dialogue,

@@ -10,7 +10,7 @@ under the tool `imagine`.
 
 from __future__ import annotations
 
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     IMAGE_FOLLOWS,
     IMAGINE,

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     IMAGE_FOLLOWS,
     Dialogue,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import IMAGE_FOLLOWS, IMAGINE, Dialogue, Images, Importer, text_of
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.replay import RecordedStep

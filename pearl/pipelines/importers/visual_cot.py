@@ -18,7 +18,7 @@ import json
 import re
 from typing import Any
 
-from pearl.pipelines.experts import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     LOOK_CLOSER,
     Dialogue,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pearl.images import ImageError, Picture, decode
-from pearl.pipelines.experts.base import Rejected
+from pearl.pipelines.errors import Rejected
 from pearl.pipelines.sources.base import (
     BadRecord,
     Item,
