@@ -1,6 +1,7 @@
-"""What split, dedup and validate cost beside reading the file: seconds, and peak memory, which must not grow with rows.
+"""What split, dedup, stats and validate cost beside reading the file: processor time, and peak memory, which must not
+grow with rows.
 
-    python -m benchmarks.curation --rows 100000 --out benchmarks/results/curation.json
+    python -m benchmarks.curation --rows 10000 100000 --out benchmarks/results/curation.json
 
 The data are synthetic: one image in `--questions` rows, each with a step whose image is its own. Each command runs in a
 process of its own; peak memory is that process's, imports included.
@@ -23,6 +24,7 @@ from pearl.images import encode
 from pearl.parquet import read_trajectories, write_trajectories
 from pearl.pipelines.curation.duplicates import Dedup, dedup_data
 from pearl.pipelines.curation.splitting import Split, split_data
+from pearl.pipelines.stats import gather, write_page
 from pearl.pipelines.validation import validate_data
 from pearl.records import EncodedImage, Observation, Step, ToolCall, Trajectory
 
@@ -64,6 +66,10 @@ def dedup(data: Path, folder: Path) -> None:
     dedup_data([data], folder / "unique.parquet", Dedup())
 
 
+def stats(data: Path, folder: Path) -> None:
+    write_page(gather([str(data)]), folder / "stats.html")
+
+
 def validate(data: Path, folder: Path) -> None:
     rows, problems = validate_data(str(data))
     assert rows
@@ -71,30 +77,34 @@ def validate(data: Path, folder: Path) -> None:
 
 
 def _measured(task: Callable[[Path, Path], None], data: Path) -> tuple[float, float]:
-    """Seconds, and the process's peak memory in megabytes."""
+    """Seconds on the processor (of all threads), and the process's peak memory in megabytes."""
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
-        begin = time.perf_counter()
+        begin = time.process_time()
         task(data, Path(folder))
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(rows: int, questions: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "traj.parquet"
+        write_trajectories(data, trajectories(rows, questions))
+        results: dict[str, object] = {"rows": rows, "megabytes": round(data.stat().st_size / 1e6, 1)}
+        for task in (read, split, dedup, stats, validate):
+            with get_context("spawn").Pool(1) as pool:
+                seconds, memory = pool.apply(_measured, (task, data))
+            results[task.__name__] = {"seconds": round(seconds, 2), "peak_mb": round(memory, 1)}
+            print(f"{rows:7} rows {task.__name__:9} {seconds:8.1f} s {memory:8.1f} MB", flush=True)
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--questions", type=int, default=4, help="an image")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "traj.parquet"
-        write_trajectories(data, trajectories(options.rows, options.questions))
-        results: dict[str, object] = {"rows": options.rows, "megabytes": round(data.stat().st_size / 1e6, 1)}
-        for task in (read, split, dedup, validate, read):
-            with get_context("spawn").Pool(1) as pool:
-                seconds, memory = pool.apply(_measured, (task, data))
-            name = task.__name__ if task.__name__ not in results else f"{task.__name__} again"
-            results[name] = {"seconds": round(seconds, 2), "peak_mb": round(memory, 1)}
-            print(f"{name:12} {seconds:8.1f} s {memory:8.1f} MB", flush=True)
+    results = [measure(rows, options.questions) for rows in options.rows]
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n")

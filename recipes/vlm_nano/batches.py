@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,24 +21,23 @@ from pearl.records import Box
 from pearl.tools.base import as_text
 from recipes.vlm_nano.asks import ASKS
 from recipes.vlm_nano.data import Arrays, Questions, open_arrays
-from recipes.vlm_nano.measures import MEASURE, measures
 from recipes.vlm_nano.model import MEAN, MIN_PIXELS, PATCH, SIZE, STD, TOKEN
 from recipes.vlm_nano.packing import PackedScene, Packer, Turn
 from recipes.vlm_nano.things import KINDS, MIN_SEEN, cell_features, patch_labels
 
 SEED = 11
 HELD_OUT = 150
-QUESTIONS, MEASURES = 18, 4
+QUESTIONS = 20
 CROP_TOKENS = 25
 CROP_SIDES = (2, 3, 4)
 WITH_CHOICES, WITH_POINTS, WITH_OPENING = 0.5, 0.3, 0.25
 OPENING = "Answer:"
 """Behind which a model that has learned whole trajectories answers at once."""
 WEIGHTS = {
-    "colour of any": 0.5, "shape of any": 0.5, "attribute": 0.6, "shape": 0.6, "existence": 1.2, "depth": 1.5,
-    "spatial relation": 3.0, "comparison": 2.5, "counting": 2.0, "chain": 0.8,
+    "colour of any": 0.5, "shape of any": 0.5, "attribute": 0.7, "shape": 0.7, "existence": 1.5, "depth": 1.2,
+    "spatial relation": 1.5, "comparison": 2.5, "counting": 2.0, "chain": 0.8,
 }  # fmt: skip
-FAMILIES = (*ASKS, MEASURE)
+FAMILIES = tuple(ASKS)
 NAMED = re.compile(r"(?:What|Which) (?:colour|shape) (?:is|does) (?P<name>the (?:(?! that ).)+?)(?: have)?\?")
 
 
@@ -181,22 +179,17 @@ class Batches:
             for a in chosen
         ]  # fmt: skip
         table = self.arrays.objects[index]
-        skills = [a.skill for a in chosen]
-        for question, answer in islice(measures(table, mirrored, rng), MEASURES):
-            place = int(rng.integers(len(turns) + 1))
-            turns.insert(place, Turn(question, (), answer))
-            skills.insert(place, MEASURE)
         cut, kinds = None, np.full(len(KINDS), -1)
         about = next((a for a in chosen if a.target), None) if rng.random() < self.cropping else None
         if seeing:
             box, kinds = _boxed(table, mirrored, about.target if about else None, rng)
             cut = cut_out(image, box, float(rng.uniform(0.05, 0.4)))
         if about and cut:
-            place = next(i for i, turn in enumerate(turns) if turn.question == about.text)
+            place = chosen.index(about)
             turns.insert(0, _shown(turns.pop(place), cut, rng))
-            skills.insert(0, skills.pop(place))
+            chosen.insert(0, chosen.pop(place))
         return {
-            "packed": self.packer.pack(turns, [FAMILIES.index(skill) for skill in skills]),
+            "packed": self.packer.pack(turns, [FAMILIES.index(a.skill) for a in chosen]),
             "cells": cell_features(table, mirrored),
             "patches": patch_labels(
                 table, self.arrays.patch_objects[index], self.arrays.patch_depths[index], mirrored
