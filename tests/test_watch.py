@@ -42,6 +42,7 @@ def test_spread_is_the_mean_distance_of_two() -> None:
 def test_retrieval_is_how_often_the_own_target_is_nearest() -> None:
     target = random(10)
     assert retrieval(5 * target, target) == 1
+    assert retrieval(target + 100, target - 100) == 1
     assert retrieval(target.roll(1, 0), target) == 0
     half = torch.cat([target[:5], -target[5:]])
     assert retrieval(half, target) == pytest.approx(0.5)

@@ -27,7 +27,7 @@ from pearl.trainer.conversation import Conversation, Template, load_template
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.objectives.pearl import Pearl, PearlLosses
 from pearl.trainer.packing import Example
-from pearl.trainer.watch import effective_rank, spread
+from pearl.trainer.watch import effective_rank, likeness, spread
 
 QUOTAS = (0, 1, 2, 4, 8, 16)
 CANDIDATES = (2, 16, 128)
@@ -247,12 +247,9 @@ def _evidence(
 
 
 def retrieval_among(embeddings: Tensor, targets: Tensor, count: int, seed: int = 0) -> float:
-    """How often the nearest (cosine) of `count` targets, its own and others drawn at random, is an embedding's own.
-
-    Both are centred first: what all embeddings share says nothing of which is which.
-    """
-    unit = [F.normalize(side - side.mean(0), dim=-1) for side in (embeddings.double(), targets.double())]
-    near = (unit[0] @ unit[1].T).numpy()
+    """How often the target most like an embedding (`likeness`) is its own, among `count`: its own and others drawn at
+    random."""
+    near = likeness(embeddings, targets).numpy()
     rng = np.random.default_rng(seed)
     own, total = near.diagonal()[:, None], len(near)
     others = rng.integers(0, total - 1, (DRAWS, total, count - 1))

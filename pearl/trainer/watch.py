@@ -24,9 +24,16 @@ def spread(embeddings: Tensor) -> float:
     return float((count**2 - (unit @ unit.T).sum()) / max(count * (count - 1), 1))
 
 
+def likeness(predicted: Tensor, target: Tensor) -> Tensor:
+    """The cosines (N, N) of each prediction with each target, both centred: what all share says nothing of which is
+    which."""
+    ours, theirs = (F.normalize(side.double() - side.double().mean(0), dim=-1) for side in (predicted, target))
+    return ours @ theirs.T
+
+
 def retrieval(predicted: Tensor, target: Tensor) -> float:
-    """How often the target nearest in cosine to a prediction is its own, among these N; chance is 1 / N."""
-    nearest = (F.normalize(predicted, dim=-1) @ F.normalize(target, dim=-1).T).argmax(1)
+    """How often the target most like a prediction is its own, among these N; chance is 1 / N."""
+    nearest = likeness(predicted, target).argmax(1)
     return float((nearest == torch.arange(len(nearest))).double().mean())
 
 
