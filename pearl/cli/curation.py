@@ -184,7 +184,7 @@ def decontaminate(
     found = compare(data, _folders(bench), out, Decontamination(near, by.value))
     stem = report or (out.with_name(f"{out.stem}.overlap") if out is not None else Path("overlap"))
     as_json, as_markdown = write_report(found, stem)
-    where = "would stay" if out is None else f"in {out}"
+    where = "would stay" if out is None else f"in {out}" if found.kept else f"are left: {out} is not written"
     console.print(
         f"{found.kept} of {found.rows} trajectories {where}; {len(found.matches)} matches: {as_markdown}, {as_json}"
     )

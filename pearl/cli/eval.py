@@ -73,7 +73,11 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def run(
     models: Models,
     bench: Annotated[
-        str, opt(ANSWERS, "By comma: scenes, vstar, mmvp, blink, a plug-in's; name=PLACE for a folder or Hub id.")
+        str,
+        opt(
+            ANSWERS,
+            "By comma: scenes, vstar, mmvp, blink, trajectories=DATA, a plug-in's; name=PLACE for a folder or Hub id.",
+        ),
     ] = "scenes",
     mode: Annotated[str, opt(ANSWERS, "By comma: direct, tools (real calls), latent (lvr and mirage).")] = "direct",
     scoring: Annotated[Scoring, opt(ANSWERS, "How questions are worded and options read.")] = Scoring.STRICT,
@@ -84,6 +88,8 @@ def run(
     ] = "",
     tools: Annotated[str, opt(ANSWERS, "Of mode tools, by comma.")] = "crop,zoom,depth",
     depth_model: Annotated[str | None, opt(ANSWERS, "The depth tool's: a folder or Hub id.")] = None,
+    segment_model: Annotated[str | None, opt(ANSWERS, "The segment tool's.")] = None,
+    detect_model: Annotated[str | None, opt(ANSWERS, "The detect tool's, which has none built in.")] = None,
     max_calls: Annotated[int, opt(ANSWERS, "A question's, in mode tools.", min=0)] = 6,
     tool_prompt: Annotated[
         ToolPrompt, opt(ANSWERS, "How tools are announced; auto: as in training, else by the chat template, else JSON.")
@@ -99,7 +105,7 @@ def run(
 ) -> None:
     """Puts benchmarks to models, and leaves every prediction, a table and a page.
 
-    pearl-eval run vlm-nano runs/pearl/model                 the built-in model and yours, on held-out scenes
+    pearl-eval run vlm-nano runs/pearl/model --opening Answer:     the built-in model and yours, on held-out scenes
 
     pearl-eval run MODEL --bench vstar,mmvp=DIR --mode direct,tools
     """
@@ -107,10 +113,12 @@ def run(
         from pearl.evaluation.report import markdown
         from pearl.evaluation.run import EvalConfig, evaluate
 
+        models_of_tools = {"depth": depth_model, "segment": segment_model, "detect": detect_model}
         config = EvalConfig(
             models=tuple(models), benchmarks=_listed(bench), modes=_listed(mode), out=str(out), protocol=scoring.value,
             limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, opening=opening, tools=_listed(tools),
-            tool_settings={"depth": {"model": depth_model}} if depth_model else {}, max_calls=max_calls,
+            tool_settings={name: {"model": place} for name, place in models_of_tools.items() if place},
+            max_calls=max_calls,
             tool_prompt=tool_prompt.value, latents=latents, device=device, dtype=dtype.value, resume=resume,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip

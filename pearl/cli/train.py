@@ -86,7 +86,11 @@ def train(
     nextlat_token: Annotated[NextLatToken | None, opt(PEARL, "The token that L_NextLat predicts (next).")] = None,
     targets: Annotated[Targets | None, opt(PEARL, "Predict the trajectory's end, or each step's observation.")] = None,
     target_encoder: Annotated[
-        str | None, opt(PEARL, "Predict a frozen image encoder's view of each tool image: timm:NAME or a folder.")
+        str | None,
+        opt(
+            PEARL,
+            "Predict a frozen image encoder's view of each tool image: timm:NAME, timm:local-dir:DIR or a folder.",
+        ),
     ] = None,
     direct_weight: Annotated[float | None, opt(PEARL, "Weight of a further loss on the direct answer (0).")] = None,
     model: Annotated[str | None, opt(MODEL, "A transformers folder or Hub id; default: the built-in vlm-nano.")] = None,

@@ -49,7 +49,10 @@ def trajectories(
         ),
     ] = ["photos", "scenes"],  # noqa: B006
     count: Annotated[int, typer.Option(min=1, help="scenes: how many samples.", rich_help_panel=INPUT)] = 240,
-    split: Annotated[Split, typer.Option(help="scenes: splits share no scene.", rich_help_panel=INPUT)] = Split.TRAIN,
+    split: Annotated[
+        Split,
+        typer.Option(help="Of scenes (splits share none) and of hf:; what shards are called.", rich_help_panel=INPUT),
+    ] = Split.TRAIN,
     size: Annotated[int, typer.Option(min=112, max=2048, help="scenes: pixels a side.", rich_help_panel=INPUT)] = 384,
     images: Annotated[str | None, typer.Option(help="coco: the images' folder.", rich_help_panel=INPUT)] = None,
     questions: Annotated[

@@ -69,6 +69,6 @@ def draw(found: Sequence[Evidence], path: Path) -> None:
     retrieval.set_xticks(counts, [str(count) for count in counts])
     replaced.set(ylabel="accuracy", xlabel="what is fed in place of latents", ylim=(0, 1))
     quotas.set(ylabel="accuracy", xlabel="latents in a run", ylim=(0, 1))
-    retrieval.set_title("dotted: control, the state before any latent", fontsize=9)
+    retrieval.set_title("dotted: control, what the model had before", fontsize=9)
     retrieval.legend(fontsize=8)
     figure.savefig(path, format="png", dpi=110)

@@ -44,7 +44,7 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Found:
-    """How often an embedding's own target is the nearest (cosine) among candidates: the embedding, and the control."""
+    """How often the target most like an embedding (`likeness`) is its own, among candidates; of the control likewise."""
 
     embedding: float
     control: float

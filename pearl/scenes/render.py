@@ -151,7 +151,7 @@ def _mujoco() -> Any:
         import mujoco
     except ImportError as error:
         raise RendererUnavailable(
-            "rendered scenes need MuJoCo: pip install mujoco"
+            "rendered scenes need MuJoCo: pip install -e '.[scenes]', or mujoco"
             f" (and on Linux the packages libegl1 and libgl1-mesa-dri): {error}"
         ) from error
     return mujoco

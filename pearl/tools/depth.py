@@ -30,6 +30,9 @@ BUILT_IN, SENSOR = "depth-nano", "sensor"
 METRIC_ARCHITECTURES = ("zoedepth", "glpn", "depth_pro")
 MAX_ASPECT = 16
 """Processors keep the aspect ratio; a narrower picture would be shrunk to less than one patch."""
+MARGIN, SURE = 0.02, 0.08
+"""Readings nearer to each other than the first say nothing (they are given to two decimals); the second is the margin
+where no annotation confirms them."""
 
 
 class DepthArguments(ToolArguments):

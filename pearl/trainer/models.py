@@ -269,7 +269,7 @@ def trainable_text(learner: Learner) -> str:
     parts = describe_trainable(learner)
     adapters = " as LoRA adapters" if learner.base is not learner.vlm else ""
     lines = [f"trained parameters: {sum(part[1] for part in parts):,} of {sum(part[2] for part in parts):,}{adapters}"]
-    notes = {"objective": "  (kept in checkpoints, not in the model)"}
+    notes = {"objective": "  (kept beside the model, which does not need it)"}
     lines += [f"  {part:<10} {trained:>14,} of {total:>14,}{notes.get(part, '')}" for part, trained, total in parts]
     return "\n".join(lines)
 

@@ -72,7 +72,7 @@ def _fingerprint(version_: int, listed: dict[str, Any], indices: list[int]) -> s
     try:
         renderer = version("mujoco")
     except PackageNotFoundError:
-        raise BenchmarkError("rendered scenes need MuJoCo: pip install 'pearl-vlm[scenes]'") from None
+        raise BenchmarkError("rendered scenes need MuJoCo: pip install -e '.[scenes]', or mujoco") from None
     decisive = [version_, listed["version"], listed["seed"], listed["size"], indices, renderer]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 

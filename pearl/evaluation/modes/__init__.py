@@ -2,6 +2,7 @@
 
 from pearl.evaluation.modes.base import DecodingMode
 from pearl.evaluation.modes.direct import Direct
+from pearl.evaluation.modes.latent import Latent
 from pearl.evaluation.modes.tools import ToolUse
 
-__all__ = ["DecodingMode", "Direct", "ToolUse"]
+__all__ = ["DecodingMode", "Direct", "Latent", "ToolUse"]

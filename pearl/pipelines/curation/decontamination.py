@@ -241,7 +241,7 @@ def decontaminate(
             where, bits = (None, None) if shown is None else (folder.places[shown[0]], shown[1])
             report.matches.append(Match(ids[number], folder.name, where, bits, posed, hit))
     report.rows, report.kept, report.unreadable = len(ids), int(chosen.sum()), index.unreadable
-    if out is not None:
+    if out is not None and report.kept:
         settings = {**asdict(wanted), "benchmarks": compared}
         write_chosen(files, chosen, out, lineage("decontaminate", settings, [data]))
     return report

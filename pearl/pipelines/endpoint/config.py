@@ -104,5 +104,5 @@ class EndpointConfig:
             RunError: a package or the key is missing.
         """
         if missing := [package for package in _PACKAGES if find_spec(package) is None]:
-            raise RunError(f"planner experts need {' and '.join(missing)}: pip install 'pearl-vlm[planner]'")
+            raise RunError(f"planner experts need {' and '.join(missing)}: pip install -e '.[planner]'")
         self.key()

@@ -18,13 +18,7 @@ from pearl.pipelines.experts.looking import (
     look_at_each,
 )
 from pearl.tools.base import ToolResult
-
-MARGIN = 0.02
-"""Readings nearer to each other than this say nothing (they are given to two decimals)."""
-
-SURE = 0.08
-"""The margin where no annotation confirms the reading."""
-
+from pearl.tools.depth import MARGIN, SURE
 
 AROUND_POINT = 0.2
 """Side of the view around a point."""

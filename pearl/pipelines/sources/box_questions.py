@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pearl.pipelines.experts.distance import SURE
 from pearl.randomness import generator
 from pearl.records import Box, Region
+from pearl.tools.depth import SURE
 
 MIN_SIDE = 0.03
 MAX_COUNTED = 4

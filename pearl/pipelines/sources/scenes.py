@@ -38,6 +38,6 @@ class Scenes(Source):
         try:
             renderer = version("mujoco")
         except PackageNotFoundError:
-            raise SourceError("rendered scenes need MuJoCo: pip install mujoco") from None
+            raise SourceError("rendered scenes need MuJoCo: pip install -e '.[scenes]', or mujoco") from None
         o = self.options
         return {"split": o.split, "seed": o.seed, "size": o.size, "format": o.image_format, "mujoco": renderer}
