@@ -131,14 +131,19 @@ def main() -> None:
     parser.add_argument("--phase", choices=("search", "table"), nargs="+", default=["search", "table"])
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    while jobs := pending(options.phase):
+    failed = dict[str, str]()
+    while jobs := [job for job in pending(options.phase) if job.name not in failed]:
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
             running = {pool.submit(run, job, options.work.absolute()): job for job in jobs}
             for count, done in enumerate(as_completed(running), start=1):
-                found = result(running[done]) if done.exception() is None else None
-                if found is None:
-                    raise SystemExit(f"{running[done].name} failed: {done.exception()!r}")
-                print(f"{count}/{len(jobs)} {done.result()}: accuracy {found['accuracy']:.3f}", flush=True)
+                name, error = running[done].name, done.exception()
+                if error is not None:
+                    failed[name] = f"{type(error).__name__}: {error}"
+                found = result(running[done]) or {}
+                said = failed.get(name) or f"accuracy {found['accuracy']:.3f}"
+                print(f"{count}/{len(jobs)} {name}: {said}", flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
