@@ -442,7 +442,7 @@ def test_scenes_without_mujoco(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(scenes, "version", absent)
-    with pytest.raises(BenchmarkError, match=r"rendered scenes need MuJoCo: pip install 'pearl-vlm\[scenes\]'"):
+    with pytest.raises(BenchmarkError, match=r"rendered scenes need MuJoCo: pip install -e"):
         open_benchmark("scenes").questions()
 
 

@@ -27,7 +27,8 @@ from recipes.vlm_nano.things import KINDS, MIN_SEEN, cell_features, patch_labels
 
 SEED = 11
 HELD_OUT = 150
-QUESTIONS = 20
+SMALL = ("attribute", "shape")
+"""Families about objects that one visual token covers: a crop is of these where there are any."""
 CROP_TOKENS = 25
 CROP_SIDES = (2, 3, 4)
 WITH_CHOICES, WITH_POINTS, WITH_OPENING = 0.5, 0.3, 0.25
@@ -125,17 +126,17 @@ class Cut:
 class Batches:
     """A batch is a function of the step and the rank. `seeing`: with images and crops; `cropping`: how many
     scenes' crops stand in a conversation; `more`: with crops of other scenes; `told`: of so many batches one comes
-    without images."""
+    without images; `questions`: at most, of a scene."""
 
     def __init__(
         self, folder: Path, tokenizer: Any, size: int, rank: int = 0, *, seeing: bool = False, cropping: float = 0,
-        more: bool = False, told: int = 0,
+        more: bool = False, told: int = 0, questions: int = 20,
     ) -> None:  # fmt: skip
         self.arrays: Arrays = open_arrays(folder)
         self.questions = Questions(folder)
         self.packer = Packer(tokenizer)
         self.size, self.rank, self.seeing, self.cropping = size, rank, seeing, cropping
-        self.more, self.told = more, told
+        self.more, self.told, self.most = more, told, questions
         kinds = [[(a.skill, a.kind) for a in asked] for asked in self.questions]
         counts = Counter(kind for scene in kinds for kind in scene)
         alternatives = Counter(skill for skill, _ in counts)
@@ -169,8 +170,11 @@ class Batches:
         image = _recoloured(image, rng) if seeing and not plain else image
         if marked is not None and seeing:
             image = draw_points(np.ascontiguousarray(image), marked.points, marked.choices)
-        plainly = [a for a in asked if not a.points][:QUESTIONS]
-        chosen = [marked, *plainly] if marked is not None and seeing else plainly
+        plainly = [a for a in asked if not a.points]
+        targeted = [a for a in plainly if a.target] if seeing and rng.random() < self.cropping else []
+        about = next((a for a in targeted if a.skill in SMALL), targeted[0] if targeted else None)
+        first = [a for a in (about, marked if seeing else None) if a is not None]
+        chosen = list(dict.fromkeys([*first, *plainly[: self.most]]))
         turns = [
             Turn(
                 a.text, a.choices if rng.random() < WITH_CHOICES else (), a.answer,
@@ -180,14 +184,11 @@ class Batches:
         ]  # fmt: skip
         table = self.arrays.objects[index]
         cut, kinds = None, np.full(len(KINDS), -1)
-        about = next((a for a in chosen if a.target), None) if rng.random() < self.cropping else None
         if seeing:
             box, kinds = _boxed(table, mirrored, about.target if about else None, rng)
             cut = cut_out(image, box, float(rng.uniform(0.05, 0.4)))
         if about and cut:
-            place = chosen.index(about)
-            turns.insert(0, _shown(turns.pop(place), cut, rng))
-            chosen.insert(0, chosen.pop(place))
+            turns[0] = _shown(turns[0], cut, rng)
         return {
             "packed": self.packer.pack(turns, [FAMILIES.index(a.skill) for a in chosen]),
             "cells": cell_features(table, mirrored),

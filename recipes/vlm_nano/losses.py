@@ -102,7 +102,7 @@ class Pupil(nn.Module):
             {**answers.parts, "imitation": imitation.item(), **parts}, answers.correct, answers.families,
         )  # fmt: skip
 
-    heads_loss = joint_loss
+    heads_loss = closer_loss = joint_loss
 
     def _answers(self, batch: Batch, tokens: Tensor, crops: Tensor | None, hidden: Tensor | None = None) -> Result:
         """What is said, and what the language model knows of places by its middle."""

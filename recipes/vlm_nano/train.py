@@ -48,7 +48,7 @@ LAYER = re.compile(r"\b(layers|blocks)\.\d+\.")
 @dataclass(frozen=True)
 class Stage:
     """`minutes`: minutes times processes; `cropping`: the share of scenes with a crop in a conversation; `told`: of so
-    many steps, one shows true visual tokens in place of pictures."""
+    many steps, one shows true visual tokens in place of pictures; `questions`: of a scene, at most."""
 
     name: str
     minutes: float
@@ -56,6 +56,7 @@ class Stage:
     seeing: bool
     cropping: float = 0.0
     told: int = 0
+    questions: int = 20
 
 
 STAGES = (
@@ -65,6 +66,7 @@ STAGES = (
     Stage("sight", 60, 8e-4, seeing=True),
     Stage("heads", 0, 3e-3, seeing=True, told=3),
     Stage("joint", 155, 8e-4, seeing=True, cropping=0.6, told=2),
+    Stage("closer", 20, 4e-4, seeing=True, cropping=1.0, questions=6),
 )
 
 
@@ -146,6 +148,7 @@ class Run:
             "sight": [pupil.model.model.visual, *readers],
             "heads": [pupil.things, pupil.read_place, *readers],
             "joint": [pupil.model, pupil.things, pupil.read_place, *readers],
+            "closer": [pupil.model, pupil.things, pupil.read_place, *readers],
         }[stage.name]
         return torch.nn.ModuleList(chosen)
 
@@ -159,6 +162,7 @@ class Run:
             cropping=stage.cropping,
             more=stage.name == "sight",
             told=stage.told,
+            questions=stage.questions,
         )
         if stage.name == "crops" and not progress.step:
             self._open_eyes()
