@@ -416,3 +416,13 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert (tmp_path / "clean.overlap.json").is_file()
     assert run(partial(app, ["split", data, "--out", "again", "--parts", "train"])) == 2
     assert run(partial(app, ["split", data, "--out", "splits"])) == 1
+
+
+def test_when_everything_overlaps_there_is_a_report_and_no_file(tmp_path: Path) -> None:
+    data, out = written(tmp_path, made(20)[1:3]), tmp_path / "clean.parquet"
+    folder = benchmark(tmp_path / "bench")
+    app = typer.Typer()
+    app.command()(curation.decontaminate)
+    assert run(partial(app, [str(data), "--bench", f"tiny={folder}", "--out", str(out)])) == 1
+    assert len(json.loads((tmp_path / "clean.overlap.json").read_text())["matches"]) == 2
+    assert not out.exists()

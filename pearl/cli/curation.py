@@ -188,6 +188,8 @@ def decontaminate(
     console.print(
         f"{found.kept} of {found.rows} trajectories {where}; {len(found.matches)} matches: {as_markdown}, {as_json}"
     )
+    if out is not None and not found.kept:
+        raise typer.Exit(1)
 
 
 def _names(text: str) -> tuple[str, ...]:
