@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +32,9 @@ from pearl.pipelines.engines import EngineConfig
 from pearl.pipelines.errors import Rejected, RunError
 from pearl.pipelines.generate import OutputPolicy, generate, preview
 from pearl.pipelines.importers import importer_class, importer_names, pixelreasoner, taco
-from pearl.pipelines.importers.base import Dialogue, Images, Importer, ImportOptions, final_answer, whole_pixels
+from pearl.pipelines.importers.base import Dialogue, Importer, ImportOptions, final_answer, whole_pixels
 from pearl.pipelines.importers.config import ImportConfig
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.importers.visual_cot import off_the_square
 from pearl.pipelines.replay import RecordedStep
@@ -632,6 +634,69 @@ def test_a_folder_and_a_hub_id_are_read_file_by_file(tmp_path: Path, monkeypatch
     for place in (tmp_path / "nothing", tmp_path / "folder" / "run" / "lock"):
         with pytest.raises(SourceError):
             list(importer_class("lvr")(str(place), ImportOptions()).items())
+
+
+def zipped(folder: Path, archive: Path) -> Path:
+    """The folder's files as an archive; they are gone from the folder."""
+    with ZipFile(archive, "w") as out:
+        for file in sorted(one for one in folder.rglob("*.*") if one.is_file()):
+            out.write(file, file.relative_to(folder).as_posix())
+            file.unlink()
+    return archive
+
+
+def test_images_stay_in_their_zip_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = many(tmp_path / "in")
+    found, plain = imported(config("lvr", data, shard_size=5), tmp_path / "plain")
+    data.rename(tmp_path / "d.json")
+    archive = zipped(tmp_path / "in", tmp_path / "images.zip")
+    settings = config("lvr", tmp_path / "d.json", images=archive, shard_size=5)
+    again, manifest = imported(settings, tmp_path / "zip", EngineConfig(num_workers=2))
+    assert (again, manifest["rejected"]) == (found, plain["rejected"])
+
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (tmp_path / "d.json").rename(hub / "d.json")
+    archive.rename(hub / "images.zip")
+    asked: list[list[str]] = []
+
+    def download(repo: str, allow_patterns: list[str], **_: Any) -> Path:
+        asked.append(allow_patterns)
+        return hub
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert imported(config("lvr", "org/lvr", images=Path("images.zip")), tmp_path / "from-hub")[1]["kept"] == len(found)
+    assert all("images.zip" in patterns for patterns in asked)
+    with pytest.raises(SourceError, match=r"hub/pictures.zip is not there"):
+        generate(config("lvr", "org/lvr", images=Path("pictures.zip")), tmp_path / "none", LOCAL, OutputPolicy())
+    with pytest.raises(SourceError, match=r"d.json is neither a folder nor a zip archive"):
+        generate(config("lvr", hub, images=hub / "d.json"), tmp_path / "none", LOCAL, OutputPolicy())
+
+
+def test_broken_members_of_an_archive_are_dropped_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        picture(tmp_path / "in" / f"{number}.png", number)
+    picture(tmp_path / "in" / "huge.png", 5, width=400, height=400)
+    (tmp_path / "in" / "note.png").write_text("no picture")
+    archive = zipped(tmp_path / "in", tmp_path / "images.zip")
+    with ZipFile(archive) as opened:
+        damaged, locked = opened.getinfo("1.png"), opened.getinfo("2.png")
+    content = bytearray(archive.read_bytes())
+    content[damaged.header_offset + 200] ^= 0xFF
+    content[locked.header_offset + 6] |= 1  # says that it is encrypted, here and in the list at the end
+    listed = content.rindex(b"2.png") - 46
+    content[listed + 8] |= 1
+    archive.write_bytes(content)
+    monkeypatch.setattr("pearl.pipelines.importers.images.MAX_FILE_BYTES", 200_000)
+    names = ["0.png", "./3.png", "1.png", "2.png", "huge.png", "note.png", "gone.png", "../images.zip", "/0.png", "a\0b"]
+    rows = [lvr_row(name, [BOX], ONE) for name in names]
+    settings = config("lvr", write_rows(tmp_path / "d.jsonl", rows), images=archive)
+    found, manifest = imported(settings, tmp_path / "out")
+    assert [trajectory.image.path for trajectory in found] == ["0.png", "3.png"]
+    assert manifest["rejected"] == {"bad input": len(names) - 2}
+    said = "".join(file.read_text() for file in (tmp_path / "out" / "run" / "refused").iterdir())
+    for reason in ("Bad CRC-32", "encrypted", "bytes are more than the limit", "there is no such member"):
+        assert reason in said
 
 
 class Notes(Importer):

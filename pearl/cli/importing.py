@@ -41,7 +41,8 @@ def import_(
     images: Annotated[
         str | None,
         typer.Option(
-            help="The folder that the data's image paths start from; the data's own folder when not given.",
+            help="The folder or zip archive that the data's image paths start from (of a Hub dataset, also one of its"
+            " own); the data's own folder when not given.",
             rich_help_panel=INPUT,
         ),
     ] = None,
@@ -79,7 +80,7 @@ def import_(
 
         pearl-gen import lvr meta_data_lvr_sft_stage1.json --images images
         pearl-gen import thinkmorph ThinkMorph/Visual_Search --out visual-search
-        pearl-gen import pixelreasoner release.json --images unpacked --reexecute
+        pearl-gen import pixelreasoner release.json --images images.zip --reexecute
     """
     from pearl.cli.report import print_preview, print_summary
     from pearl.pipelines.engines import EngineConfig
@@ -93,7 +94,7 @@ def import_(
     config = ImportConfig(
         sources=tuple(_absolute(place) for place in path),
         source_options=SourceOptions(
-            images=None if images is None else str(Path(images).absolute()), split=split.value, max_pixels=max_pixels
+            images=None if images is None else _absolute(images), split=split.value, max_pixels=max_pixels
         ),
         tools=importer_class(kind).tools,
         shard_size=shard_size,
@@ -114,5 +115,5 @@ def import_(
 
 
 def _absolute(place: str) -> str:
-    """Workers do not share the driver's working directory; what is not there is a Hub id."""
+    """Workers do not share the driver's working directory; what is not there is on the Hub."""
     return str(Path(place).absolute()) if Path(place).exists() or has_magic(place) else place

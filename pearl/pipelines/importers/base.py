@@ -8,15 +8,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pearl.drawing import pixel_box
 from pearl.images import ImageError, header
 from pearl.pipelines.errors import Rejected
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import DataFile, Row, content_hash, data_files, fetch, listed
 from pearl.pipelines.replay import RecordedSample, RecordedStep, texts
-from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions, read_image
+from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
 from pearl.records import Box, EncodedImage, Observation, ToolCall
 
 LOOK_CLOSER = "I look closer at the part of the image that the question is about."
@@ -32,7 +32,7 @@ class ImportOptions:
     """What a format may be told besides where its rows are.
 
     Attributes:
-        source: The images' folder (`images`) and the limit of pixels (`max_pixels`) are read.
+        source: The images' folder or zip archive (`images`) and the limit of pixels (`max_pixels`) are read.
         license: Recorded with each trajectory.
         reexecute: Carry out again the calls whose tool is known.
     """
@@ -84,10 +84,7 @@ class Importer(Source):
     @cached_property
     def files(self) -> list[DataFile]:
         """In an order that is the same on every machine; a record names a file by its place here."""
-        given = self.options.source.images
-        if given and not Path(given).is_dir():
-            raise SourceError(f"the images' folder {given} is not there")
-        return data_files(self.place, Path(given) if given else None)
+        return data_files(self.place, self.options.source.images)
 
     def items(self) -> Iterator[Item]:
         empty = True
@@ -141,38 +138,6 @@ class Importer(Source):
         if observation is None and not (known and self.options.reexecute):
             raise Rejected("a recorded image is missing", call.tool)
         return RecordedStep(thought, call, observation, again=known and self.options.reexecute)
-
-
-class Images:
-    """The images that rows name: by a path below the images' folder, or with their bytes."""
-
-    def __init__(self, root: Path, max_pixels: int) -> None:
-        self.root, self.max_pixels = root, max_pixels
-
-    def read(self, value: Any) -> EncodedImage:
-        """An image from a path, from a struct of `bytes` and `path`, or from bytes.
-
-        Raises:
-            BadRecord: it is missing, unreadable, too large, or lies outside the folder.
-        """
-        if isinstance(value, Mapping):
-            path = value.get("path")
-            name = Path(path).name if isinstance(path, str) else None
-            return self._checked(value["bytes"], name) if value.get("bytes") else self.read(path)
-        if isinstance(value, bytes):
-            return self._checked(value, None)
-        if not isinstance(value, str) or not value:
-            raise BadRecord(f"no image: {str(value)[:80]}")
-        return read_image(self.root, value, self.max_pixels)
-
-    def _checked(self, data: Any, name: str | None) -> EncodedImage:
-        if not isinstance(data, bytes):
-            raise BadRecord("an image's bytes are no bytes")
-        try:
-            header(data, self.max_pixels)
-        except ImageError as error:
-            raise BadRecord(f"{name}: {error}") from error
-        return EncodedImage(data, name)
 
 
 class Numbering:

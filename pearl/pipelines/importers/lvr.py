@@ -23,7 +23,6 @@ from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     LOOK_CLOSER,
     Dialogue,
-    Images,
     Importer,
     conversation,
     final_answer,
@@ -32,6 +31,7 @@ from pearl.pipelines.importers.base import (
     only_image,
     without_placeholders,
 )
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import DataFile, Row, listed
 from pearl.pipelines.replay import RecordedStep
 from pearl.pipelines.sources.base import BadRecord, SourceError, inside
@@ -59,8 +59,8 @@ class Lvr(Importer):
             row = listing.record.get("row", {})
             where = f"{file.path}, entry {listing.number}"
             data = _beside(file, row.get("data_path"), where)
-            folder = self.options.source.images or _beside(file, row.get("image_folder"), where)
-            yield DataFile(data, str(row["data_path"]), Path(folder))
+            given = file.images if self.options.source.images else None
+            yield DataFile(data, str(row["data_path"]), given or _beside(file, row.get("image_folder"), where))
 
     def dialogue(self, row: Row, images: Images) -> Dialogue:
         turns = conversation(row.get("conversations"))

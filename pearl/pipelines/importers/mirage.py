@@ -15,13 +15,13 @@ from pearl.pipelines.importers.base import (
     IMAGE_FOLLOWS,
     IMAGINE,
     Dialogue,
-    Images,
     Importer,
     final_answer,
     only_image,
     text_of,
     without_placeholders,
 )
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.replay import RecordedStep
 from pearl.records import Observation, ToolCall

@@ -26,7 +26,6 @@ from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     IMAGE_FOLLOWS,
     Dialogue,
-    Images,
     Importer,
     Numbering,
     final_answer,
@@ -36,6 +35,7 @@ from pearl.pipelines.importers.base import (
     whole_pixels,
     without_placeholders,
 )
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.replay import RecordedStep
 from pearl.records import Box, Observation, ToolCall

@@ -19,6 +19,7 @@ import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pearl.pipelines.importers.images import check_images
 from pearl.pipelines.sources.base import BadRecord, SourceError
 from pearl.pipelines.sources.tables import MAX_GROUP_BYTES
 
@@ -34,7 +35,7 @@ class DataFile:
 
     Attributes:
         name: What it is called in messages and keys; unique among the files of a dataset.
-        images: The folder that the paths in its rows start from, and may not leave.
+        images: The folder or zip archive that the paths in its rows start from, and may not leave.
     """
 
     path: Path
@@ -51,35 +52,45 @@ class Listed:
     problem: str | None = None
 
 
-def data_files(place: str, images: Path | None) -> list[DataFile]:
+def data_files(place: str, images: str | None) -> list[DataFile]:
     """The files of rows at a file, a folder, a glob or a Hub dataset id, in an order that is the same everywhere.
 
+    `images` is the folder or zip archive that their images lie in, of a Hub dataset also one of its own; None: the
+    data's folder.
+
     Raises:
-        SourceError: there are none.
+        SourceError: there are none, or no such images.
     """
-    path = Path(place)
+    path, given = Path(place), Path(images) if images else None
+    matches = sorted(match for match in map(Path, glob(place, recursive=True)) if match.suffix in SUFFIXES)
+    if not path.exists() and not matches:
+        path = _download(place, given)
+        given = given if given is None or given.exists() else path / given
+    if given:
+        check_images(given)
     if path.is_file():
-        return [DataFile(path, path.name, images or path.parent)]
-    root = path
+        return [DataFile(path, path.name, given or path.parent)]
     if not path.is_dir():
-        if files := sorted(match for match in map(Path, glob(place, recursive=True)) if match.suffix in SUFFIXES):
-            return [DataFile(file, file.as_posix(), images or file.parent) for file in files]
-        root = _download(place)
-    found = (file for file in root.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    files = sorted(file for file in found if not any(part[0] in "._" for part in file.relative_to(root).parts))
+        return [DataFile(file, file.as_posix(), given or file.parent) for file in matches]
+    found = (file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    files = sorted(file for file in found if not any(part[0] in "._" for part in file.relative_to(path).parts))
     if not files:
         raise SourceError(f"no {', '.join(SUFFIXES)} file at {place}")
-    return [DataFile(file, file.relative_to(root).as_posix(), images or root) for file in files]
+    return [DataFile(file, file.relative_to(path).as_posix(), given or path) for file in files]
 
 
-def _download(place: str) -> Path:
+def _download(place: str, images: Path | None) -> Path:
+    """The rows of a Hub dataset, and its `images` where they are not on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if place.count("/") != 1 or place.endswith(SUFFIXES):
         raise SourceError(f"nothing is at {place}: expected a file, a folder, a glob or a Hub dataset id (org/name)")
+    wanted = [f"*{end}" for end in SUFFIXES]
+    if images and not images.exists():
+        wanted += [images.as_posix(), f"{images.as_posix()}/*"]
     try:
-        return Path(snapshot_download(place, repo_type="dataset", allow_patterns=[f"*{end}" for end in SUFFIXES]))
+        return Path(snapshot_download(place, repo_type="dataset", allow_patterns=wanted))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise SourceError(f"{place} is no local path, and the Hub does not give it: {error}") from error
 

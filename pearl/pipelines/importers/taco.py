@@ -28,7 +28,6 @@ from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     IMAGE_FOLLOWS,
     Dialogue,
-    Images,
     Importer,
     Numbering,
     conversation,
@@ -37,6 +36,7 @@ from pearl.pipelines.importers.base import (
     whole_pixels,
     without_placeholders,
 )
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.replay import RecordedStep
 from pearl.records import Box, Observation, ToolCall

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 from pearl.pipelines.errors import Rejected
-from pearl.pipelines.importers.base import IMAGE_FOLLOWS, IMAGINE, Dialogue, Images, Importer, text_of
+from pearl.pipelines.importers.base import IMAGE_FOLLOWS, IMAGINE, Dialogue, Importer, text_of
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.replay import RecordedStep
 from pearl.records import Observation, ToolCall

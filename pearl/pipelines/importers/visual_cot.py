@@ -22,7 +22,6 @@ from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.base import (
     LOOK_CLOSER,
     Dialogue,
-    Images,
     Importer,
     conversation,
     looked_at,
@@ -32,6 +31,7 @@ from pearl.pipelines.importers.base import (
     whole_pixels,
     without_placeholders,
 )
+from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.replay import RecordedStep
 
