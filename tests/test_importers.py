@@ -688,7 +688,18 @@ def test_broken_members_of_an_archive_are_dropped_alone(tmp_path: Path, monkeypa
     content[listed + 8] |= 1
     archive.write_bytes(content)
     monkeypatch.setattr("pearl.pipelines.importers.images.MAX_FILE_BYTES", 200_000)
-    names = ["0.png", "./3.png", "1.png", "2.png", "huge.png", "note.png", "gone.png", "../images.zip", "/0.png", "a\0b"]
+    names = [
+        "0.png",
+        "./3.png",
+        "1.png",
+        "2.png",
+        "huge.png",
+        "note.png",
+        "gone.png",
+        "../images.zip",
+        "/0.png",
+        "a\0b",
+    ]
     rows = [lvr_row(name, [BOX], ONE) for name in names]
     settings = config("lvr", write_rows(tmp_path / "d.jsonl", rows), images=archive)
     found, manifest = imported(settings, tmp_path / "out")

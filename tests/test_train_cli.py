@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -330,7 +331,22 @@ def test_pickle_weights_are_read_when_they_are_allowed(data: Path, tmp_path: Pat
 
 def test_pixel_limits_of_a_family_without_them(data: Path, tmp_path: Path) -> None:
     said = refused(data, tmp_path / "out", "--max-pixels", "9999", base=model("gemma3"))
-    assert "it takes no pixel limits" in said
+    assert "its images are not sized by their number of pixels" in said
+
+
+@pytest.mark.filterwarnings("error:.*min_pixels.*:FutureWarning")
+def test_pixel_limits_are_the_saved_models_own(data: Path, tmp_path: Path) -> None:
+    from transformers import AutoProcessor
+
+    result = invoke(data, tmp_path / "out", "--min-pixels", "1568", "--max-pixels", "3136")
+    assert result.exit_code == 0, result.output
+    processor = AutoProcessor.from_pretrained(tmp_path / "out" / "model")
+    size = processor.image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (1568, 3136)
+    shown = processor.image_processor(images=[np.zeros((300, 300, 3), np.uint8)], return_tensors="pt")
+    assert 1568 <= int(shown["image_grid_thw"][0].prod()) * processor.image_processor.patch_size**2 <= 3136
+    said = refused(data, tmp_path / "none", "--min-pixels", "99999999")
+    assert "images of at least 99,999,999 and at most" in said
 
 
 # runs

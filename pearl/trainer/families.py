@@ -6,7 +6,7 @@ Everything else goes through what transformers has in common. A family is found 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -83,15 +83,9 @@ class Attention:
         return cls(allowed, distance, (seen("block") == block) & (block >= 0))
 
 
-@dataclass(frozen=True)
 class Family:
-    """The base: one-dimensional positions, causal attention, images that concatenate.
+    """The base: one-dimensional positions, causal attention, images that concatenate."""
 
-    Args:
-        image_options: For the image processor, such as limits on pixels.
-    """
-
-    image_options: Mapping[str, Any] = field(default_factory=dict)
     vision_parts: ClassVar[tuple[str, ...]] = ("vision_tower",)
     projector_parts: ClassVar[tuple[str, ...]] = ("multi_modal_projector",)
     language_part: ClassVar[str] = "language_model"
@@ -101,14 +95,6 @@ class Family:
     """The kinds of language layers whose masks it makes."""
     differs_among_others: ClassVar[bool] = False
     """Whether an image is preprocessed in another way where a conversation has several."""
-
-    def check_options(self) -> None:
-        """
-        Raises:
-            FamilyError: the image processor has no such limits.
-        """
-        if self.image_options:
-            raise FamilyError(f"{type(self).__name__}: this family's images have one size; it takes no pixel limits")
 
     def placeholder(self, processor: Any) -> str:
         """What stands for an image in a rendered conversation."""
@@ -131,7 +117,7 @@ class Family:
     def _processed(self, processor: Any, images: list[Tensor]) -> Any:
         """The images of one conversation; with the processor's own options, which its image processor does not know
         (such as `crop_to_patches` of InternVL)."""
-        options = processor._merge_kwargs(processor.valid_processor_kwargs, images_kwargs=dict(self.image_options))
+        options = processor._merge_kwargs(processor.valid_processor_kwargs, images_kwargs={})
         return processor.image_processor(images=[images], **{**options["images_kwargs"], "return_tensors": "pt"})
 
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -200,9 +186,6 @@ class QwenVL(Family):
 
     vision_parts = ("visual",)
     projector_parts: ClassVar[tuple[str, ...]] = ("visual.merger",)
-
-    def check_options(self) -> None:
-        pass
 
     def positions(self, core_config: Any, visual: np.ndarray, images: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
         """As the model's own `get_rope_index`, for one view: an image's tokens share their time, and the text after
@@ -361,9 +344,6 @@ class Unknown(Family):
     """
 
     tree = False
-
-    def check_options(self) -> None:
-        pass
 
     def language(self, core: nn.Module) -> nn.Module:
         decoder: nn.Module = core.get_decoder()  # type: ignore[operator]

@@ -86,9 +86,8 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
     vlm, found = both
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"{name} lacks {len(missing)} of its model's weights, such as {missing[0]}")
-    pixels = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-    family = family_of(settings)(image_options={k: v for k, v in pixels.items() if v is not None})
-    family.check_options()
+    limit_pixels(processor, name, config.min_pixels, config.max_pixels)
+    family = family_of(settings)()
     if isinstance(family, Unknown):
         check_unknown(vlm, processor, family, name)
     _add_tokens(vlm, processor, objective)
@@ -172,6 +171,25 @@ def refuse_pickle(name: str, allowed: bool) -> None:
             f"{name} has its weights as pickle ({found[0]}), which may run code: convert them to safetensors, or say "
             "--allow-pickle if you trust whoever made them"
         )
+
+
+def limit_pixels(processor: Any, name: str, smallest: int | None, largest: int | None) -> None:
+    """Sets the processor's own limits, so that the model is saved with them and sees as large when it is used.
+
+    Raises:
+        ModelError: its images are not sized by their number of pixels, or no size fits the limits.
+    """
+    limits = {k: v for k, v in {"min_pixels": smallest, "max_pixels": largest}.items() if v is not None}
+    if not limits:
+        return
+    given = processor.image_processor
+    if not limits.keys() <= given.valid_kwargs.__annotations__.keys():
+        raise ModelError(f"{name}: its images are not sized by their number of pixels; leave out the limits")
+    limited = type(given).from_dict({**given.to_dict(), **limits})
+    least, most = limited.size["shortest_edge"], limited.size["longest_edge"]
+    if least > most:
+        raise ModelError(f"{name}: images of at least {least:,} and at most {most:,} pixels: give both limits")
+    processor.image_processor = limited
 
 
 def _add_tokens(vlm: Any, processor: Any, objective: Objective) -> None:
