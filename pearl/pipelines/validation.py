@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,12 @@ def validate_data(data: str) -> tuple[int, list[str]]:
     problems: list[str] = []
     seen: dict[str, str] = {}
     rows = 0
+    check = partial(_row_problems, pictures=Pictures())
     with ThreadPoolExecutor() as pool:  # nearly all of the time is decoding, which runs without the interpreter's lock
         for path in resolve(data):
             number = 0
             for group in _groups(path, problems):
-                for row, found in zip(group, pool.map(_row_problems, group), strict=True):
+                for row, found in zip(group, pool.map(check, group), strict=True):
                     where = f"{path} row {number} ({row['id']})"
                     problems += [f"{where}: {problem}" for problem in found]
                     if row["id"] in seen:
@@ -56,11 +59,28 @@ def _groups(path: Path, problems: list[str]) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-def _row_problems(row: dict[str, Any]) -> list[str]:
-    return list(_problems(row))
+class Pictures:
+    """What is wrong with pictures, each decoded once: many questions may be about one."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, str | None] = {}
+
+    def problem(self, data: bytes) -> str | None:
+        key = hashlib.sha256(data).digest()
+        if key not in self._known:
+            try:
+                decode(data, MAX_PIXELS)
+                self._known[key] = None
+            except ImageError as error:
+                self._known[key] = str(error)
+        return self._known[key]
 
 
-def _problems(row: dict[str, Any]) -> Iterator[str]:
+def _row_problems(row: dict[str, Any], pictures: Pictures) -> list[str]:
+    return list(_problems(row, pictures))
+
+
+def _problems(row: dict[str, Any], pictures: Pictures) -> Iterator[str]:
     empty = [name for name in ("id", "question", "answer", "conclusion", "skill", "source") if not row[name]]
     if empty:
         yield f"empty: {', '.join(empty)}"
@@ -73,11 +93,12 @@ def _problems(row: dict[str, Any]) -> Iterator[str]:
         yield f"the answer {trajectory.answer!r} is not among the choices"
     if not trajectory.steps:
         yield "there is no step"
-    yield from _image_problem("the image", trajectory.image.data)
-    yield from _step_problems(trajectory)
+    if problem := pictures.problem(trajectory.image.data):
+        yield f"the image: {problem}"
+    yield from _step_problems(trajectory, pictures)
 
 
-def _step_problems(trajectory: Trajectory) -> Iterator[str]:
+def _step_problems(trajectory: Trajectory, pictures: Pictures) -> Iterator[str]:
     has_image = [True]
     for number, step in enumerate(trajectory.steps, start=1):
         where = f"step {number}"
@@ -88,9 +109,10 @@ def _step_problems(trajectory: Trajectory) -> Iterator[str]:
             yield f"{where}: {problem}"
         if not step.thought or not step.observation.text:
             yield f"{where}: the thought or the observation is empty"
-        if step.observation.image is not None:
-            yield from _image_problem(where, step.observation.image.data)
-        has_image.append(step.observation.image is not None)
+        shown = step.observation.image
+        if shown is not None and (problem := pictures.problem(shown.data)):
+            yield f"{where}: {problem}"
+        has_image.append(shown is not None)
 
 
 def _argument_problem(tool: str, arguments: dict[str, Any]) -> str | None:
@@ -104,10 +126,3 @@ def _argument_problem(tool: str, arguments: dict[str, Any]) -> str | None:
     except ToolError as error:
         return str(error)
     return None
-
-
-def _image_problem(where: str, data: bytes) -> Iterator[str]:
-    try:
-        decode(data, MAX_PIXELS)
-    except ImageError as error:
-        yield f"{where}: {error}"
