@@ -1,18 +1,21 @@
-"""What the latents of the table's models are worth: `python -m recipes.results.evidence`, after `work.py`.
+"""What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
-Asks `pearl-eval latents` of the first seed of `lvr`, `mirage` and `pearl`, on held-out trajectories of the split `val`,
-and puts tables and curves into docs/results.md.
+Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
+`pearl-eval latents` of the first seed of `lvr`, `mirage` and `pearl`; puts tables and curves into docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from recipes.results.base import BASE
+from recipes.results.data import DATA
 from recipes.results.jobs import table
 from recipes.results.table import put
 from recipes.results.work import chosen_rates, model_of
@@ -21,25 +24,52 @@ ASKED = ("lvr", "mirage", "pearl")
 TRAJECTORIES = 256
 
 
+def gains(models: dict[str, str]) -> str:
+    """The probability of the right answer among the options, from the image alone and after the expert's steps."""
+    from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains
+    from pearl.evaluation.subject import Subject
+    from pearl.parquet import read_trajectories
+    from pearl.trainer.conversation import load_template
+
+    trajectories = list(islice(read_trajectories(DATA / "all" / "test.parquet"), 2 * TRAJECTORIES))
+    measured = {}
+    for name, model in models.items():
+        meter = GainMeter(Subject.load(model), load_template("pearl"))
+        measured[name] = by_skill([one for _, one in measure_gains(meter, trajectories) if isinstance(one, Gain)])
+    lines = [
+        f"| | trajectories | {' | '.join(f'{name}: image alone | {name}: after the steps' for name in models)} |",
+        f"|---|---|{'---|' * 2 * len(models)}",
+    ]
+    for rows in zip(*measured.values(), strict=True):
+        cells = " | ".join(f"{row.before:.2f} | {row.after:.2f}" for row in rows)
+        lines.append(f"| {rows[0].skill} | {rows[0].count} | {cells} |")
+    return "\n".join(lines)
+
+
+def latents(models: Sequence[Path], out: Path, images: Path) -> str:
+    from pearl.evaluation.evidence import markdown, write_evidence
+    from pearl.evaluation.latents import latent_evidence
+    from pearl.evaluation.subject import Subject
+    from pearl.parquet import read_trajectories
+
+    trajectories = list(islice(read_trajectories(DATA / "test.parquet"), TRAJECTORIES))
+    found = [latent_evidence(Subject.load(str(model)), trajectories) for model in models]
+    write_evidence(found, out)
+    shutil.copy(out / "latents.png", images / "latents.png")
+    picture = "![Retrieval, replaced latents, number of latents](images/latents.png)"
+    return f"{picture}\n\n{markdown(found).replace('## ', '### ').strip()}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/results"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-
-    from pearl.evaluation.evidence import markdown, write_evidence
-    from pearl.evaluation.latents import latent_evidence
-    from pearl.evaluation.subject import Subject
-    from pearl.parquet import read_trajectories
-
-    jobs = [job for job in table(chosen_rates()) if job.variant.name in ASKED and job.seed == 0]
-    trajectories = list(islice(read_trajectories(options.work / "data" / "val.parquet"), TRAJECTORIES))
-    found = [latent_evidence(Subject.load(str(model_of(job, options.work))), trajectories) for job in jobs]
-    write_evidence(found, options.work / "evidence")
-    shutil.copy(options.work / "evidence" / "latents.png", options.page.parent / "images" / "latents.png")
-    picture = "![Retrieval, replaced latents, number of latents](images/latents.png)"
-    put(options.page, "evidence", f"{picture}\n\n{markdown(found).strip()}")
+    first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
+    put(options.page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], options.work))}))
+    models = [model_of(first[name], options.work) for name in ASKED]
+    put(options.page, "latents", latents(models, options.work / "evidence", options.page.parent / "images"))
 
 
 if __name__ == "__main__":

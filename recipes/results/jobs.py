@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Phase = Literal["search", "table"]
-UPDATES, BATCH_SIZE = 200, 4
-RATES = (3e-5, 1e-4, 3e-4)
+UPDATES, BATCH_SIZE = 100, 8
+RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
+DIRECT = "pearl, direct branch"
 ENCODER = "timm:local-dir:runs/results/encoder"
 
 
@@ -41,11 +42,16 @@ def _pearl(name: str, **options: Any) -> Variant:
     return Variant(f"pearl, {name}", "pearl", like="pearl", options=options, opening=OPENING)
 
 
+def _direct(name: str, like: str = DIRECT, seeds: int = VARIANT_SEEDS, **options: Any) -> Variant:
+    """Learns the answer straight after the question too, and answers so."""
+    return Variant(name, "pearl", like=like, options={"direct_weight": 1.0, **options}, seeds=seeds)
+
+
 VARIANTS = (
     Variant("base", None, seeds=1),
     Variant("sft-answer", "sft-answer", seeds=OBJECTIVE_SEEDS),
     Variant("sft", "sft", opening=OPENING, seeds=OBJECTIVE_SEEDS),
-    Variant("tools", "sft", mode="tools", trained_as="sft", seeds=OBJECTIVE_SEEDS),
+    Variant("tools", "sft", mode="tools", trained_as="sft"),
     Variant("lvr", "lvr", mode="latent", seeds=OBJECTIVE_SEEDS),
     Variant("mirage", "mirage", options={"stage": 1}, stages=({"stage": 2},), mode="latent", seeds=OBJECTIVE_SEEDS),
     Variant("pearl", "pearl", opening=OPENING, seeds=OBJECTIVE_SEEDS),
@@ -55,8 +61,10 @@ VARIANTS = (
     _pearl("K = 1", num_predictor_tokens=1),
     _pearl("K = 16", num_predictor_tokens=16),
     _pearl("step targets", targets="steps"),
-    Variant("pearl, direct branch", "pearl", like="pearl", options={"direct_weight": 1.0}),
     _pearl("external encoder", target_encoder=ENCODER),
+    _direct(DIRECT, like="", seeds=OBJECTIVE_SEEDS),
+    _direct("pearl, direct branch, step targets", targets="steps"),
+    _direct("sft and sft-answer", jepa=False, nextlat=False),
 )  # fmt: skip
 
 
@@ -80,7 +88,7 @@ def variant(name: str) -> Variant:
 
 
 def searches() -> Iterator[Job]:
-    """The same three learning rates for each objective, one seed."""
+    """The same four learning rates for each objective, one seed."""
     for one in VARIANTS:
         if one.objective and not one.like and not one.trained_as:
             yield from (Job(one, rate, 0, "search") for rate in RATES)

@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate, bootstrap_interval
-from recipes.results.jobs import VARIANTS, Job, table
+from recipes.results.jobs import DIRECT, VARIANTS, Job, table
 from recipes.results.work import chosen_rates, result
 
 DRAWS = 4000
+CLOSE = "trajectories"
+BENCHMARKS = (CLOSE, "scenes")
+_TITLES = {CLOSE: "close", "scenes": "scenes"}
+OURS = ("pearl", DIRECT)
 
 
 def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
@@ -29,36 +33,51 @@ def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
 def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
     """Accuracies in percent: the mean over seeds, in parentheses the 95% bootstrap interval over seeds."""
     lines = [
-        "| | seeds | learning rate | accuracy | calls | new tokens | seconds a question |",
-        "|---|---|---|---|---|---|---|",
+        "| | seeds | learning rate | close | scenes | calls | new tokens | seconds a question |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for job, results in found:
         cells = [
-            job.variant.name, str(len(results)), f"{job.rate:g}" if job.rate else "", _percent(bootstrap_interval(_of(results, "accuracy"))),
-            *(f"{np.mean(_of(results, name)):.2f}" for name in ("calls", "new tokens", "seconds")),
+            job.variant.name, str(len(results)), f"{job.rate:g}" if job.rate else "",
+            *(_percent(bootstrap_interval(_of(results, name, "accuracy"))) for name in BENCHMARKS),
+            *(f"{np.mean(_of(results, CLOSE, name)):.2f}" for name in ("calls", "new tokens")),
+            f"{np.mean(_of(results, CLOSE, 'seconds')):.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_by_category(found), "", *_differences(found)])
 
 
 def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
-    names = list(found[0][1][0]["categories"])
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    names = [
+        (benchmark, name) for benchmark in BENCHMARKS for name in found[0][1][0]["benchmarks"][benchmark]["categories"]
+    ]
+    titles = [name if benchmark == "scenes" else f"close: {name}" for benchmark, name in names]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(names)}"]
     for job, results in found:
-        means = [100 * np.mean([one["categories"][name] for one in results]) for name in names]
+        means = [
+            100 * np.mean([one["benchmarks"][benchmark]["categories"][name] for one in results])
+            for benchmark, name in names
+        ]
         lines.append(f"| {job.variant.name} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
     return lines
 
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
-    """Of `pearl` and every other row, on the same questions and seeds: positive where `pearl` is better."""
-    right = {job.variant.name: np.array([list(map(int, one["right"])) for one in results]) for job, results in found}
-    if "pearl" not in right:
-        return []
-    lines = ["| pearl minus | points |", "|---|---|"]
-    for name, other in right.items():
-        if name != "pearl":
-            lines.append(f"| {name} | {_percent(paired(right['pearl'], other), '+')} |")
+    """Of every row and the base, and of forms of `pearl` and every row, on the same questions and seeds."""
+    names = [job.variant.name for job, _ in found]
+    compared = [(name, "base") for name in names[1:]]
+    compared += [(ours, name) for ours in OURS if ours in names for name in names[1:] if name not in OURS]
+    lines = [f"| | {' | '.join(_TITLES[name] for name in BENCHMARKS)} |", f"|---|{'---|' * len(BENCHMARKS)}"]
+    right = {
+        (job.variant.name, benchmark): np.array(
+            [list(map(int, one["benchmarks"][benchmark]["right"])) for one in results]
+        )
+        for job, results in found
+        for benchmark in BENCHMARKS
+    }
+    for ours, theirs in compared:
+        cells = [_percent(paired(right[ours, name], right[theirs, name]), "+") for name in BENCHMARKS]
+        lines.append(f"| {ours} − {theirs} | {' | '.join(cells)} |")
     return lines
 
 
@@ -76,8 +95,8 @@ def paired(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
     return Estimate(float(difference.mean()), float(low), float(high))
 
 
-def _of(results: Sequence[dict[str, Any]], name: str) -> list[float]:
-    return [float(one[name]) for one in results]
+def _of(results: Sequence[dict[str, Any]], benchmark: str, name: str) -> list[float]:
+    return [float(one["benchmarks"][benchmark][name]) for one in results]
 
 
 def _percent(one: Estimate, sign: str = "") -> str:

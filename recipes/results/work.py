@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -17,6 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from recipes.results.base import BASE
+from recipes.results.data import DATA, TOOLS
 from recipes.results.jobs import BATCH_SIZE, UPDATES, Job, searches, table, variant
 
 MEASURED = Path(__file__).parent / "measured"
@@ -38,7 +39,8 @@ def chosen_rates() -> dict[str, float]:
         measured = result(job)
         if measured is None:
             raise SystemExit(f"{job.name} is missing: run the search first (--phase search)")
-        found[job.variant.name] = max(found.get(job.variant.name, (-1.0, 0.0)), (measured["accuracy"], job.rate))
+        accuracy = measured["benchmarks"]["trajectories"]["accuracy"]
+        found[job.variant.name] = max(found.get(job.variant.name, (-1.0, 0.0)), (accuracy, job.rate))
     return {name: rate for name, (_, rate) in found.items()}
 
 
@@ -46,11 +48,16 @@ def run(job: Job, work: Path, threads: int = 1) -> str:
     """Trains and evaluates, and writes the result."""
     import torch
 
+    from pearl.evaluation.results import surroundings
+
     torch.set_num_threads(threads)
-    begin = time.monotonic()
-    model, losses = train(job, work)
-    trained = time.monotonic() - begin
-    measured = {**evaluate(job, model, work), "losses": losses, "training seconds": round(trained, 1)}
+    model, losses, seconds = train(job, work)
+    one = job.variant
+    measured = {
+        "variant": one.name, "rate": job.rate, "seed": job.seed, "phase": job.phase,
+        "benchmarks": evaluate(job, model, work), "losses": losses, "training seconds": round(seconds, 1),
+        **surroundings(),
+    }  # fmt: skip
     MEASURED.mkdir(exist_ok=True)
     partial = MEASURED / f".{job.name}.json"
     partial.write_text(json.dumps(measured, indent=1) + "\n")
@@ -58,8 +65,9 @@ def run(job: Job, work: Path, threads: int = 1) -> str:
     return job.name
 
 
-def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]]]:
-    """The model (as `model_of` says), and of each of its trainings the losses of the first and the last update."""
+def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]], float]:
+    """The model (as `model_of` says), of each of its trainings the losses of the first and the last update, and how
+    many seconds they took."""
     from pearl.trainer.config import TrainConfig
     from pearl.trainer.train import train as pearl_train
 
@@ -67,13 +75,13 @@ def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]]]:
     if one.trained_as:
         return train(replace(job, variant=variant(one.trained_as)), work)
     if one.objective is None:
-        return "vlm-nano", []
+        return str(BASE), [], 0.0
     stages = [one.options, *one.stages]
-    model, losses = None, []
+    model, losses, seconds = str(BASE), list[dict[str, float]](), 0.0
     for number, options in enumerate(stages):
         out = work / job.name / str(number)
         config = TrainConfig(
-            data=str(work / "data" / "train.parquet"), out=str(out), model=model, objective=one.objective,
+            data=str(DATA / "train.parquet"), out=str(out), model=model, objective=one.objective,
             objective_options=dict(options), max_steps=UPDATES // len(stages), batch_size=BATCH_SIZE,
             learning_rate=job.rate, seed=job.seed, eval_fraction=0, save_steps=0, log_steps=10, resume=True,
         )  # fmt: skip
@@ -81,9 +89,9 @@ def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]]]:
             report = pearl_train(config, progress=False)
             (out / "losses.json").write_text(json.dumps([report.first, report.last]))
         losses += json.loads((out / "losses.json").read_text())
+        seconds += json.loads((out / "log.jsonl").read_text().splitlines()[-1])["train_runtime"]
         model = str(out / "model")
-    assert model
-    return model, losses
+    return model, losses, seconds
 
 
 def model_of(job: Job, work: Path) -> Path:
@@ -92,28 +100,31 @@ def model_of(job: Job, work: Path) -> Path:
     return work / replace(job, variant=one).name / str(len(one.stages)) / "model"
 
 
-def evaluate(job: Job, model: str, work: Path) -> dict[str, Any]:
-    from pearl.evaluation.results import read_results, surroundings
+def evaluate(job: Job, model: str, work: Path) -> dict[str, dict[str, Any]]:
+    """By benchmark: `trajectories` (questions like those of training) and, for the table, `scenes` (all families)."""
+    from pearl.evaluation.results import read_results
     from pearl.evaluation.run import EvalConfig
     from pearl.evaluation.run import evaluate as pearl_eval
 
     one = job.variant
-    benchmark = "scenes" if job.phase == "table" else f"trajectories={work / 'data' / 'val.parquet'}"
+    held_out = f"trajectories={DATA / ('val' if job.phase == 'search' else 'test')}.parquet"
     config = EvalConfig(
-        models=(model,), benchmarks=(benchmark,), modes=(one.mode,), out=str(work / "evaluated" / job.name),
-        opening=one.opening, tools=("crop", "zoom", "depth", "highlight"), resume=True,
+        models=(model,), benchmarks=(held_out,) if job.phase == "search" else (held_out, "scenes"), modes=(one.mode,),
+        out=str(work / "evaluated" / job.name), opening=one.opening, tools=(TOOLS,), max_new_tokens=128, max_calls=1, resume=True,
     )  # fmt: skip
-    (score,) = pearl_eval(config, progress=False).scores
-    predictions = sorted(
-        chain.from_iterable(read_results(Path(config.out)).predictions.values()), key=lambda one: one.question
-    )
+    scores = pearl_eval(config, progress=False).scores
+    right = dict[str, dict[str, bool]]()
+    for prediction in chain.from_iterable(read_results(Path(config.out)).predictions.values()):
+        right.setdefault(prediction.benchmark, {})[prediction.question] = prediction.correct
     return {
-        "variant": one.name, "rate": job.rate, "seed": job.seed, "phase": job.phase, "questions": score.questions,
-        "accuracy": score.accuracy.value, "macro": score.macro.value, "unparsed": score.unparsed,
-        "categories": {name: found.accuracy.value for name, found in score.categories.items()},
-        "prompt tokens": score.prompt_tokens, "new tokens": score.new_tokens, "calls": score.calls,
-        "faults": dict(score.faults), "seconds": score.seconds,
-        "right": "".join(str(int(one.correct)) for one in predictions), **surroundings(),
+        score.benchmark: {
+            "questions": score.questions, "accuracy": score.accuracy.value, "unparsed": score.unparsed,
+            "categories": {name: found.accuracy.value for name, found in score.categories.items()},
+            "prompt tokens": score.prompt_tokens, "new tokens": score.new_tokens, "calls": score.calls,
+            "faults": dict(score.faults), "seconds": score.seconds,
+            "right": "".join(str(int(correct)) for _, correct in sorted(right[score.benchmark].items())),
+        }
+        for score in scores
     }  # fmt: skip
 
 
@@ -122,6 +133,10 @@ def pending(phases: Sequence[str]) -> list[Job]:
     if "table" in phases and all(result(job) for job in searches()):
         jobs += table(chosen_rates())
     return [job for job in jobs if result(job) is None]
+
+
+def _summary(measured: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {one['accuracy']:.3f}" for name, one in measured["benchmarks"].items())
 
 
 def main() -> None:
@@ -139,8 +154,7 @@ def main() -> None:
                 name, error = running[done].name, done.exception()
                 if error is not None:
                     failed[name] = f"{type(error).__name__}: {error}"
-                found = result(running[done]) or {}
-                said = failed.get(name) or f"accuracy {found['accuracy']:.3f}"
+                said = failed.get(name) or _summary(result(running[done]) or {})
                 print(f"{count}/{len(jobs)} {name}: {said}", flush=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
