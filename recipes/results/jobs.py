@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Phase = Literal["search", "table"]
-UPDATES, BATCH_SIZE = 100, 8
+SEARCH_UPDATES, UPDATES, LONGER, BATCH_SIZE = 100, 200, 400, 8
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
 DIRECT = "pearl, direct branch"
+CONTROL = "sft and sft-answer"
+"""What is left of it without JEPA and NextLat."""
 ENCODER = "timm:local-dir:runs/results/encoder"
 
 
@@ -25,6 +27,7 @@ class Variant:
         mode: How the model answers; `opening` as in `pearl-eval run`.
         trained_as: The variant whose models it asks, where it trains none of its own.
         stages: Options of further trainings, each from the model before; updates are divided among all.
+        updates: Of all stages together; a search takes fewer.
     """
 
     name: str
@@ -36,35 +39,35 @@ class Variant:
     trained_as: str = ""
     stages: tuple[Mapping[str, Any], ...] = ()
     seeds: int = VARIANT_SEEDS
+    updates: int = UPDATES
 
 
-def _pearl(name: str, **options: Any) -> Variant:
-    return Variant(f"pearl, {name}", "pearl", like="pearl", options=options, opening=OPENING)
-
-
-def _direct(name: str, like: str = DIRECT, seeds: int = VARIANT_SEEDS, **options: Any) -> Variant:
+def _direct(name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, **options: Any) -> Variant:
     """Learns the answer straight after the question too, and answers so."""
-    return Variant(name, "pearl", like=like, options={"direct_weight": 1.0, **options}, seeds=seeds)
+    options = {"direct_weight": 1.0, **options}
+    return Variant(name, "pearl", "" if name == DIRECT else DIRECT, options, seeds=seeds, updates=updates)
 
 
 VARIANTS = (
     Variant("base", None, seeds=1),
     Variant("sft-answer", "sft-answer", seeds=OBJECTIVE_SEEDS),
     Variant("sft", "sft", opening=OPENING, seeds=OBJECTIVE_SEEDS),
-    Variant("tools", "sft", mode="tools", trained_as="sft"),
     Variant("lvr", "lvr", mode="latent", seeds=OBJECTIVE_SEEDS),
     Variant("mirage", "mirage", options={"stage": 1}, stages=({"stage": 2},), mode="latent", seeds=OBJECTIVE_SEEDS),
     Variant("pearl", "pearl", opening=OPENING, seeds=OBJECTIVE_SEEDS),
-    _pearl("published token", nextlat_token="published"),
-    _pearl("without JEPA", jepa=False),
-    _pearl("without NextLat", nextlat=False),
-    _pearl("K = 1", num_predictor_tokens=1),
-    _pearl("K = 16", num_predictor_tokens=16),
-    _pearl("step targets", targets="steps"),
-    _pearl("external encoder", target_encoder=ENCODER),
-    _direct(DIRECT, like="", seeds=OBJECTIVE_SEEDS),
-    _direct("pearl, direct branch, step targets", targets="steps"),
-    _direct("sft and sft-answer", jepa=False, nextlat=False),
+    _direct(DIRECT, seeds=OBJECTIVE_SEEDS),
+    _direct(f"{DIRECT}, published token", nextlat_token="published"),
+    _direct(f"{DIRECT}, without JEPA", jepa=False),
+    _direct(f"{DIRECT}, without NextLat", nextlat=False),
+    _direct(CONTROL, jepa=False, nextlat=False),
+    _direct(f"{DIRECT}, K = 1", num_predictor_tokens=1),
+    _direct(f"{DIRECT}, K = 16", num_predictor_tokens=16),
+    _direct(f"{DIRECT}, step targets", targets="steps"),
+    _direct(f"{DIRECT}, external encoder", target_encoder=ENCODER),
+    Variant("tools", "sft", mode="tools", trained_as="sft"),
+    Variant("sft-answer, longer", "sft-answer", like="sft-answer", seeds=1, updates=LONGER),
+    _direct(f"{DIRECT}, longer", seeds=1, updates=LONGER),
+    _direct(f"{CONTROL}, longer", seeds=1, updates=LONGER, jepa=False, nextlat=False),
 )  # fmt: skip
 
 
@@ -76,6 +79,10 @@ class Job:
     rate: float
     seed: int
     phase: Phase
+
+    @property
+    def updates(self) -> int:
+        return SEARCH_UPDATES if self.phase == "search" else self.variant.updates
 
     @property
     def name(self) -> str:

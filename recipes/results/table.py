@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate, bootstrap_interval
-from recipes.results.jobs import DIRECT, VARIANTS, Job, table
+from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, Job, searches, table
 from recipes.results.work import chosen_rates, result
 
 DRAWS = 4000
 CLOSE = "trajectories"
 BENCHMARKS = (CLOSE, "scenes")
 _TITLES = {CLOSE: "close", "scenes": "scenes"}
-OURS = ("pearl", DIRECT)
+OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
+COMPARED = {
+    "pearl": OTHERS,
+    DIRECT: OTHERS,
+    f"{DIRECT}, longer": ("sft-answer, longer", f"{CONTROL}, longer"),
+}
 
 
 def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
@@ -63,10 +68,10 @@ def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
 
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
-    """Of every row and the base, and of forms of `pearl` and every row, on the same questions and seeds."""
+    """Of every row and the base, and of forms of `pearl` and the others, on the same questions and seeds."""
     names = [job.variant.name for job, _ in found]
     compared = [(name, "base") for name in names[1:]]
-    compared += [(ours, name) for ours in OURS if ours in names for name in names[1:] if name not in OURS]
+    compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= {*names}]
     lines = [f"| | {' | '.join(_TITLES[name] for name in BENCHMARKS)} |", f"|---|{'---|' * len(BENCHMARKS)}"]
     right = {
         (job.variant.name, benchmark): np.array(
@@ -79,6 +84,18 @@ def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
         cells = [_percent(paired(right[ours, name], right[theirs, name]), "+") for name in BENCHMARKS]
         lines.append(f"| {ours} − {theirs} | {' | '.join(cells)} |")
     return lines
+
+
+def searched() -> str:
+    """Accuracies on `val` by learning rate, in percent."""
+    lines = [f"| | {' | '.join(f'{rate:g}' for rate in RATES)} |", f"|---|{'---|' * len(RATES)}"]
+    cells: dict[str, list[str]] = {}
+    for job in searches():
+        measured = result(job)
+        cells.setdefault(job.variant.name, []).append(
+            f"{100 * measured['benchmarks'][CLOSE]['accuracy']:.1f}" if measured else ""
+        )
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
@@ -118,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     options = parser.parse_args()
+    put(options.page, "search", searched())
     put(options.page, "table", markdown(rows()))
     print(json.dumps({job.variant.name: len(results) for job, results in rows()}))
 

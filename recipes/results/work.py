@@ -18,7 +18,7 @@ from typing import Any
 
 from recipes.results.base import BASE
 from recipes.results.data import DATA, TOOLS
-from recipes.results.jobs import BATCH_SIZE, UPDATES, Job, searches, table, variant
+from recipes.results.jobs import BATCH_SIZE, Job, searches, table, variant
 
 MEASURED = Path(__file__).parent / "measured"
 
@@ -82,7 +82,7 @@ def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]], float]:
         out = work / job.name / str(number)
         config = TrainConfig(
             data=str(DATA / "train.parquet"), out=str(out), model=model, objective=one.objective,
-            objective_options=dict(options), max_steps=UPDATES // len(stages), batch_size=BATCH_SIZE,
+            objective_options=dict(options), max_steps=job.updates // len(stages), batch_size=BATCH_SIZE,
             learning_rate=job.rate, seed=job.seed, eval_fraction=0, save_steps=0, log_steps=10, resume=True,
         )  # fmt: skip
         if not (out / "model").exists():
