@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_BZIP2, ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -34,11 +34,12 @@ from pearl.pipelines.generate import OutputPolicy, generate, preview
 from pearl.pipelines.importers import importer_class, importer_names, pixelreasoner, taco
 from pearl.pipelines.importers.base import Dialogue, Importer, ImportOptions, final_answer, whole_pixels
 from pearl.pipelines.importers.config import ImportConfig
-from pearl.pipelines.importers.images import Images
+from pearl.pipelines.importers.images import Images, check_images
 from pearl.pipelines.importers.rows import Row
 from pearl.pipelines.importers.visual_cot import off_the_square
 from pearl.pipelines.replay import RecordedStep
 from pearl.pipelines.sources import SourceError, SourceOptions
+from pearl.pipelines.sources.base import BadRecord
 from pearl.pipelines.validation import validate_data
 from pearl.records import Observation, ToolCall, Trajectory
 
@@ -645,7 +646,7 @@ def zipped(folder: Path, archive: Path) -> Path:
     return archive
 
 
-def test_images_stay_in_their_zip_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stay_in_their_zip_archive(tmp_path: Path) -> None:
     data = many(tmp_path / "in")
     found, plain = imported(config("lvr", data, shard_size=5), tmp_path / "plain")
     data.rename(tmp_path / "d.json")
@@ -653,24 +654,57 @@ def test_images_stay_in_their_zip_archive(tmp_path: Path, monkeypatch: pytest.Mo
     settings = config("lvr", tmp_path / "d.json", images=archive, shard_size=5)
     again, manifest = imported(settings, tmp_path / "zip", EngineConfig(num_workers=2))
     assert (again, manifest["rejected"]) == (found, plain["rejected"])
+    for place in (tmp_path / "d.json", tmp_path / "gone.zip"):
+        with pytest.raises(SourceError, match=r"is neither a folder nor a zip archive|gone.zip is not there"):
+            generate(config("lvr", tmp_path / "d.json", images=place), tmp_path / "none", LOCAL, OutputPolicy())
 
-    hub = tmp_path / "hub"
-    hub.mkdir()
-    (tmp_path / "d.json").rename(hub / "d.json")
-    archive.rename(hub / "images.zip")
+
+def in_the_hubs_cache(folder: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[list[str]]]:
+    """A snapshot as huggingface_hub lays it: links to files that are named by their hash. And what is asked for."""
+    repository = folder / "datasets--org--lvr"
+    snapshot = repository / "snapshots" / "abc"
+    (repository / "blobs").mkdir(parents=True)
+    for number, file in enumerate(sorted(one for one in files.rglob("*") if one.is_file())):
+        blob = repository / "blobs" / f"{number:040x}"
+        blob.write_bytes(file.read_bytes())
+        link = snapshot / file.relative_to(files)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
     asked: list[list[str]] = []
 
     def download(repo: str, allow_patterns: list[str], **_: Any) -> Path:
         asked.append(allow_patterns)
-        return hub
+        return snapshot
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert imported(config("lvr", "org/lvr", images=Path("images.zip")), tmp_path / "from-hub")[1]["kept"] == len(found)
-    assert all("images.zip" in patterns for patterns in asked)
-    with pytest.raises(SourceError, match=r"hub/pictures.zip is not there"):
-        generate(config("lvr", "org/lvr", images=Path("pictures.zip")), tmp_path / "none", LOCAL, OutputPolicy())
-    with pytest.raises(SourceError, match=r"d.json is neither a folder nor a zip archive"):
-        generate(config("lvr", hub, images=hub / "d.json"), tmp_path / "none", LOCAL, OutputPolicy())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    return snapshot, asked
+
+
+@pytest.mark.parametrize("own", ["images", "images.zip"])
+def test_images_of_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str) -> None:
+    data = many(tmp_path / "in" / "images")
+    data.rename(tmp_path / "in" / "d.json")
+    if own.endswith("zip"):
+        zipped(tmp_path / "in" / "images", tmp_path / "in" / own)
+    snapshot, asked = in_the_hubs_cache(tmp_path / "cache", tmp_path / "in", monkeypatch)
+    found, _ = imported(config("lvr", "org/lvr", images=Path(own)), tmp_path / "out")
+    assert len(found) == 21
+    assert {trajectory.image.path for trajectory in found} == {f"{number}.png" for number in range(6)}
+    assert all(own in patterns for patterns in asked)
+    asked.clear()
+    for missing, said in (
+        (Path("pictures.zip"), "pictures.zip is not there"),
+        (tmp_path / "p.zip", "p.zip is not there"),
+    ):
+        with pytest.raises(SourceError, match=said):
+            generate(config("lvr", "org/lvr", images=missing), tmp_path / "none", LOCAL, OutputPolicy())
+    assert len(asked) == 1, "what is said to be on this machine is looked for before anything is downloaded"
+    (tmp_path / "cache" / "secret.png").write_bytes((tmp_path / "in" / "d.json").read_bytes())
+    (snapshot / "link.png").symlink_to(tmp_path / "cache" / "secret.png")
+    for path in ("../../blobs/" + "0" * 40, "link.png"):
+        with pytest.raises(BadRecord, match="the path leaves the folder"):
+            Images(snapshot, 10**6).read(path)
 
 
 def test_broken_members_of_an_archive_are_dropped_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -679,7 +713,8 @@ def test_broken_members_of_an_archive_are_dropped_alone(tmp_path: Path, monkeypa
     picture(tmp_path / "in" / "huge.png", 5, width=400, height=400)
     (tmp_path / "in" / "note.png").write_text("no picture")
     archive = zipped(tmp_path / "in", tmp_path / "images.zip")
-    with ZipFile(archive) as opened:
+    with ZipFile(archive, "a") as opened:
+        opened.writestr("bomb.png", bytes(10**6), ZIP_BZIP2)
         damaged, locked = opened.getinfo("1.png"), opened.getinfo("2.png")
     content = bytearray(archive.read_bytes())
     content[damaged.header_offset + 200] ^= 0xFF
@@ -700,14 +735,21 @@ def test_broken_members_of_an_archive_are_dropped_alone(tmp_path: Path, monkeypa
         "/0.png",
         "a\0b",
     ]
-    rows = [lvr_row(name, [BOX], ONE) for name in names]
+    rows = [lvr_row(name, [BOX], ONE) for name in (*names, "bomb.png")]
     settings = config("lvr", write_rows(tmp_path / "d.jsonl", rows), images=archive)
     found, manifest = imported(settings, tmp_path / "out")
     assert [trajectory.image.path for trajectory in found] == ["0.png", "3.png"]
-    assert manifest["rejected"] == {"bad input": len(names) - 2}
+    assert manifest["rejected"] == {"bad input": len(rows) - 2}
     said = "".join(file.read_text() for file in (tmp_path / "out" / "run" / "refused").iterdir())
-    for reason in ("Bad CRC-32", "encrypted", "bytes are more than the limit", "there is no such member"):
+    reasons = ("Bad CRC-32", "encrypted", "more than the limit", "there is no such member", "note.png in images.zip: ")
+    for reason in reasons:
         assert reason in said
+    monkeypatch.setattr("pearl.pipelines.importers.images.MAX_FILE_BYTES", 10**7)
+    with pytest.raises(BadRecord, match="compressed by method 12"):
+        Images(archive, 10**6).read("bomb.png")
+    archive.write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\x03"))
+    with pytest.raises(SourceError, match="neither a folder nor a zip archive"):
+        check_images(archive.rename(tmp_path / "other.zip"))
 
 
 class Notes(Importer):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,50 @@ def validate_data(data: str) -> tuple[int, list[str]]:
     """
     problems: list[str] = []
     seen: dict[str, str] = {}
+    pictures = Pictures()
     rows = 0
-    check = partial(_row_problems, pictures=Pictures())
-    with ThreadPoolExecutor() as pool:  # nearly all of the time is decoding, which runs without the interpreter's lock
-        for path in resolve(data):
-            number = 0
-            for group in _groups(path, problems):
-                for row, found in zip(group, pool.map(check, group), strict=True):
-                    where = f"{path} row {number} ({row['id']})"
-                    problems += [f"{where}: {problem}" for problem in found]
-                    if row["id"] in seen:
-                        problems.append(f"{where}: the id stands already in {seen[row['id']]}")
-                    seen.setdefault(row["id"], f"{path} row {number}")
-                    number += 1
-            rows += number
+    for path in resolve(data):
+        number = 0
+        for group in _groups(path, problems):
+            read = [_read(row) for row in group]
+            pictures.check(data for one in read if isinstance(one, Trajectory) for data in _pictures(one))
+            for row, one in zip(group, read, strict=True):
+                where = f"{path} row {number} ({row['id']})"
+                problems += [f"{where}: {problem}" for problem in _row_problems(row, one, pictures)]
+                if row["id"] in seen:
+                    problems.append(f"{where}: the id stands already in {seen[row['id']]}")
+                seen.setdefault(row["id"], f"{path} row {number}")
+                number += 1
+        rows += number
     return rows, problems
+
+
+class Pictures:
+    """What is wrong with pictures. Each is decoded once, for many questions may be about one, and on all cores, for
+    decoding is most of the work and runs without the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, str | None] = {}
+
+    def check(self, pictures: Iterable[bytes]) -> None:
+        new = {key: data for data in pictures if (key := _key(data)) not in self._known}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._known.update(zip(new, pool.map(_picture_problem, new.values()), strict=True))
+
+    def problem(self, data: bytes) -> str | None:
+        return self._known[_key(data)]
+
+
+def _key(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _picture_problem(data: bytes) -> str | None:
+    try:
+        decode(data, MAX_PIXELS)
+    except ImageError as error:
+        return str(error)
+    return None
 
 
 def _groups(path: Path, problems: list[str]) -> Iterator[list[dict[str, Any]]]:
@@ -59,35 +88,25 @@ def _groups(path: Path, problems: list[str]) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-class Pictures:
-    """What is wrong with pictures, each decoded once: many questions may be about one."""
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, str | None] = {}
-
-    def problem(self, data: bytes) -> str | None:
-        key = hashlib.sha256(data).digest()
-        if key not in self._known:
-            try:
-                decode(data, MAX_PIXELS)
-                self._known[key] = None
-            except ImageError as error:
-                self._known[key] = str(error)
-        return self._known[key]
+def _read(row: dict[str, Any]) -> Trajectory | str:
+    """Or why it cannot be read."""
+    try:
+        return from_row(row)
+    except (ValueError, TypeError, KeyError) as error:
+        return f"cannot be read: {error}"
 
 
-def _row_problems(row: dict[str, Any], pictures: Pictures) -> list[str]:
-    return list(_problems(row, pictures))
+def _pictures(trajectory: Trajectory) -> Iterator[bytes]:
+    yield trajectory.image.data
+    yield from (step.observation.image.data for step in trajectory.steps if step.observation.image is not None)
 
 
-def _problems(row: dict[str, Any], pictures: Pictures) -> Iterator[str]:
+def _row_problems(row: dict[str, Any], trajectory: Trajectory | str, pictures: Pictures) -> Iterator[str]:
     empty = [name for name in ("id", "question", "answer", "conclusion", "skill", "source") if not row[name]]
     if empty:
         yield f"empty: {', '.join(empty)}"
-    try:
-        trajectory = from_row(row)
-    except (ValueError, TypeError, KeyError) as error:
-        yield f"cannot be read: {error}"
+    if isinstance(trajectory, str):
+        yield trajectory
         return
     if trajectory.choices and trajectory.answer not in trajectory.choices:
         yield f"the answer {trajectory.answer!r} is not among the choices"

@@ -177,14 +177,14 @@ def limit_pixels(processor: Any, name: str, smallest: int | None, largest: int |
     """Sets the processor's own limits, so that the model is saved with them and sees as large when it is used.
 
     Raises:
-        ModelError: its images are not sized by their number of pixels, or no size fits the limits.
+        ModelError: its image processor takes no such limits, or no size fits them.
     """
     limits = {k: v for k, v in {"min_pixels": smallest, "max_pixels": largest}.items() if v is not None}
     if not limits:
         return
     given = processor.image_processor
     if not limits.keys() <= given.valid_kwargs.__annotations__.keys():
-        raise ModelError(f"{name}: its images are not sized by their number of pixels; leave out the limits")
+        raise ModelError(f"{name}: its image processor takes no {' or '.join(limits)}; leave out the limits")
     limited = type(given).from_dict({**given.to_dict(), **limits})
     least, most = limited.size["shortest_edge"], limited.size["longest_edge"]
     if least > most:

@@ -55,8 +55,8 @@ class Listed:
 def data_files(place: str, images: str | None) -> list[DataFile]:
     """The files of rows at a file, a folder, a glob or a Hub dataset id, in an order that is the same everywhere.
 
-    `images` is the folder or zip archive that their images lie in, of a Hub dataset also one of its own; None: the
-    data's folder.
+    `images` is the folder or zip archive that their images lie in, of a Hub dataset one of its own unless the path is
+    absolute; None: the data's folder.
 
     Raises:
         SourceError: there are none, or no such images.
@@ -64,8 +64,11 @@ def data_files(place: str, images: str | None) -> list[DataFile]:
     path, given = Path(place), Path(images) if images else None
     matches = sorted(match for match in map(Path, glob(place, recursive=True)) if match.suffix in SUFFIXES)
     if not path.exists() and not matches:
-        path = _download(place, given)
-        given = given if given is None or given.exists() else path / given
+        own = None if given is None or given.is_absolute() else given.as_posix()
+        if given and not own:
+            check_images(given)
+        path = _download(place, own)
+        given = path / own if own else given
     if given:
         check_images(given)
     if path.is_file():
@@ -79,16 +82,16 @@ def data_files(place: str, images: str | None) -> list[DataFile]:
     return [DataFile(file, file.relative_to(path).as_posix(), given or path) for file in files]
 
 
-def _download(place: str, images: Path | None) -> Path:
-    """The rows of a Hub dataset, and its `images` where they are not on this machine."""
+def _download(place: str, images: str | None) -> Path:
+    """The rows of a Hub dataset, and a folder or an archive of it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if place.count("/") != 1 or place.endswith(SUFFIXES):
         raise SourceError(f"nothing is at {place}: expected a file, a folder, a glob or a Hub dataset id (org/name)")
     wanted = [f"*{end}" for end in SUFFIXES]
-    if images and not images.exists():
-        wanted += [images.as_posix(), f"{images.as_posix()}/*"]
+    if images:
+        wanted += [images, f"{images}/*"]
     try:
         return Path(snapshot_download(place, repo_type="dataset", allow_patterns=wanted))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

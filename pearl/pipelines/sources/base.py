@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -180,7 +181,7 @@ def read_image(root: Path, relative: str, max_pixels: int) -> EncodedImage:
         header(data, max_pixels)
     except ImageError as error:
         raise BadRecord(f"{relative}: {error}") from error
-    return EncodedImage(data, path.name)
+    return EncodedImage(data, Path(relative).name)
 
 
 def listing_hash(root: Path, names: Iterable[str]) -> str:
@@ -198,6 +199,8 @@ def listing_hash(root: Path, names: Iterable[str]) -> str:
 def inside(root: Path, relative: str) -> Path:
     """`root / relative`, refused when it leaves `root`, by `..`, an absolute path or a link.
 
+    Files of a Hub dataset are links into their repository's own store, which do not count as leaving.
+
     Raises:
         BadRecord
     """
@@ -207,6 +210,20 @@ def inside(root: Path, relative: str) -> Path:
         path = (root / relative).resolve()
     except (OSError, RuntimeError) as error:  # links that lead in a circle
         raise BadRecord(f"{relative}: {error}") from error
-    if not path.is_relative_to(root.resolve()):
+    named = Path(os.path.normpath(root / relative))
+    stays = path.is_relative_to(root.resolve())
+    if not stays and not (named.is_relative_to(os.path.normpath(root)) and _in_store(root, path)):
         raise BadRecord(f"{relative}: the path leaves the folder {root}")
     return path
+
+
+def _in_store(root: Path, path: Path) -> bool:
+    """Whether `path` is a file of the Hub repository in whose cached snapshot `root` lies."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(HF_HUB_CACHE).resolve()
+    try:
+        repository = cache / root.resolve().relative_to(cache).parts[0]
+    except (ValueError, IndexError):
+        return False
+    return path.is_relative_to(repository / "blobs")

@@ -1,0 +1,81 @@
+"""The table of docs/results.md says what the measured files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.results import work
+from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, searches, table
+from recipes.results.table import markdown, paired, put, rows, searched
+
+BEST = RATES[1]
+
+
+def measured(right: str, seconds: float = 0.5) -> dict[str, object]:
+    share = right.count("1") / len(right)
+    one = {"accuracy": share, "categories": {"shape": share}, "calls": 0.0, "new tokens": 2.0, "seconds": seconds}
+    return {"benchmarks": {name: {**one, "right": right} for name in ("trajectories", "scenes")}}
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(work, "MEASURED", tmp_path)
+    for job in searches():
+        (tmp_path / f"{job.name}.json").write_text(json.dumps(measured("1110" if job.rate == BEST else "1000")))
+    return tmp_path
+
+
+def test_jobs_have_names_of_their_own_and_go_seed_by_seed() -> None:
+    jobs = list(table(dict.fromkeys((one.name for one in VARIANTS), BEST)))
+    names = [job.name for job in (*searches(), *jobs)]
+    assert len(names) == len(set(names))
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+    assert {job.variant.name: job.seed + 1 for job in jobs} == {one.name: one.seeds for one in VARIANTS}
+    assert all(job.updates % (1 + len(job.variant.stages)) == 0 for job in jobs)
+
+
+def test_the_rate_is_the_best_of_the_search(found: Path) -> None:
+    assert set(work.chosen_rates().values()) == {BEST}
+    assert searched().splitlines()[2] == "| sft-answer | 25.0 | 75.0 | 25.0 | 25.0 |"
+    next(found.glob("search-*")).unlink()
+    with pytest.raises(SystemExit, match="run the search first"):
+        work.chosen_rates()
+
+
+def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:
+    answers = {"base": ["1000"], "sft-answer": ["1100", "1110"], DIRECT: ["1111", "1111"], CONTROL: ["1111"]}
+    for job in table(work.chosen_rates()):
+        if job.seed < len(answers.get(job.variant.name, ())):
+            content = measured(answers[job.variant.name][job.seed])
+            (found / f"{job.name}.json").write_text(json.dumps(content))
+    text = markdown(rows())
+    assert "| base | 1 |  | 25.0 | 25.0 | 0.00 | 2.00 | 0.500 |" in text
+    assert "| sft-answer | 2 | 3e-05 | 62.5 (50.0 to 75.0) |" in text
+    assert f"| {DIRECT} − sft-answer | +37.5 (" in text
+    assert f"| {DIRECT} − {CONTROL} | +0.0 |" in text
+    assert "lvr" not in text
+
+
+def test_paired_differences_draw_seeds_and_questions() -> None:
+    rng = np.random.default_rng(0)
+    theirs = rng.integers(0, 2, (5, 400))
+    ours = np.where(rng.random((5, 400)) < 0.1, 1, theirs)
+    one = paired(ours, theirs)
+    assert one.value == (ours - theirs).mean()
+    assert 0 < one.low < one.value < one.high < 0.1
+    assert paired(ours, theirs[:1]).value == (ours - theirs[:1]).mean()
+    assert paired(ours[:3], theirs).value == (ours[:3] - theirs[:3]).mean()
+
+
+def test_a_part_of_a_page_is_replaced_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a: begin -->old<!-- a: end -->\nafter\n")
+    put(page, "a", "new")
+    put(page, "b", "more")
+    assert page.read_text() == (
+        "before\n<!-- a: begin -->\n\nnew\n\n<!-- a: end -->\nafter\n\n<!-- b: begin -->\n\nmore\n\n<!-- b: end -->\n"
+    )
