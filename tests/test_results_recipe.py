@@ -10,7 +10,7 @@ import pytest
 
 from recipes.results import work
 from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, searches, table
-from recipes.results.table import markdown, paired, put, rows, searched
+from recipes.results.table import differences, markdown, paired, put, rows, searched
 
 BEST = RATES[1]
 
@@ -39,8 +39,10 @@ def test_jobs_have_names_of_their_own_and_go_seed_by_seed() -> None:
 
 
 def test_the_rate_is_the_best_of_the_search(found: Path) -> None:
-    assert set(work.chosen_rates().values()) == {BEST}
-    assert searched().splitlines()[2] == "| sft-answer | 25.0 | 75.0 | 25.0 | 25.0 |"
+    assert work.chosen_rates() == {job.variant.name: BEST if job.rate else 0.0 for job in searches()}
+    assert searched().splitlines()[2:4] == [
+        "| base | 25.0 | 25.0 | 25.0 | 25.0 |", "| sft-answer | 25.0 | 75.0 | 25.0 | 25.0 |"
+    ]  # fmt: skip
     next(found.glob("search-*")).unlink()
     with pytest.raises(SystemExit, match="run the search first"):
         work.chosen_rates()
@@ -54,9 +56,10 @@ def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:
             (found / f"{job.name}.json").write_text(json.dumps(content))
     text = markdown(rows())
     assert "| base | 1 |  | 25.0 | 25.0 | 0.00 | 2.00 | 0.500 |" in text
-    assert "| sft-answer | 2 | 3e-05 | 62.5 (50.0 to 75.0) |" in text
-    assert f"| {DIRECT} − sft-answer | +37.5 (" in text
-    assert f"| {DIRECT} − {CONTROL} | +0.0 |" in text
+    assert "| sft-answer | 2 | 3e-05 | 62.5 ± 17.7 | 62.5 ± 17.7 |" in text
+    assert f"| {DIRECT} − sft-answer | 2 | +37.5 (" in text
+    assert f"| {DIRECT} − {CONTROL} | 1 | +0.0 |" in text
+    assert f"| {DIRECT} − base | 2 | +75.0 (" in text
     assert "lvr" not in text
 
 
@@ -64,11 +67,12 @@ def test_paired_differences_draw_seeds_and_questions() -> None:
     rng = np.random.default_rng(0)
     theirs = rng.integers(0, 2, (5, 400))
     ours = np.where(rng.random((5, 400)) < 0.1, 1, theirs)
-    one = paired(ours, theirs)
+    one = paired(differences(ours, theirs))
     assert one.value == (ours - theirs).mean()
     assert 0 < one.low < one.value < one.high < 0.1
-    assert paired(ours, theirs[:1]).value == (ours - theirs[:1]).mean()
-    assert paired(ours[:3], theirs).value == (ours[:3] - theirs[:3]).mean()
+    assert paired(differences(ours, theirs[:1], fixed=True)).value == (ours - theirs[:1]).mean()
+    assert paired(differences(ours[:3], theirs)).value == (ours[:3] - theirs[:3]).mean()
+    assert len(differences(ours, theirs[:1])) == 1
 
 
 def test_a_part_of_a_page_is_replaced_alone(tmp_path: Path) -> None:

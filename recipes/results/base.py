@@ -22,9 +22,9 @@ def make(out: Path) -> None:
     from transformers import AutoProcessor
 
     place = place_of(None)
-    shutil.copytree(place, out)
     processor = AutoProcessor.from_pretrained(place)
     limit_pixels(processor, place, None, MAX_PIXELS)
+    shutil.copytree(place, out, dirs_exist_ok=True)
     processor.save_pretrained(out)
 
 

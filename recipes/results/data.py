@@ -15,7 +15,7 @@ from pathlib import Path
 from pearl.pipelines.curation.filtering import Filter, filter_data
 
 DATA = Path("runs/results/data")
-TOOLS, SKILLS = "crop", ("attribute", "shape")
+TOOLS, SKILLS = ("crop",), ("attribute", "shape")
 SIZE, SEED = 252, 101
 COUNTS = {"train": 8000, "val": 1600, "test": 3200}
 
@@ -26,13 +26,13 @@ def make(folder: Path, workers: int) -> None:
         subprocess.run(
             [
                 sys.executable, "-m", "pearl.cli.gen", "trajectories", "--source", "scenes", "--split", split,
-                "--count", str(count), "--size", str(SIZE), "--seed", str(SEED), "--tools", TOOLS,
+                "--count", str(count), "--size", str(SIZE), "--seed", str(SEED), "--tools", ",".join(TOOLS),
                 "--out", str(everything), "--num-workers", str(workers), "--resume",
             ],
             check=True,
         )  # fmt: skip
-        if not kept.exists():
-            filter_data(everything, kept, Filter(skills=SKILLS))
+        kept.unlink(missing_ok=True)
+        filter_data(everything, kept, Filter(skills=SKILLS))
 
 
 def main() -> None:

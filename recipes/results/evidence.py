@@ -31,7 +31,7 @@ def gains(models: dict[str, str]) -> str:
     from pearl.parquet import read_trajectories
     from pearl.trainer.conversation import load_template
 
-    trajectories = list(islice(read_trajectories(DATA / "all" / "test.parquet"), 2 * TRAJECTORIES))
+    trajectories = list(islice(read_trajectories(DATA / "all" / "val.parquet"), 2 * TRAJECTORIES))
     measured = {}
     for name, model in models.items():
         meter = GainMeter(Subject.load(model), load_template("pearl"))

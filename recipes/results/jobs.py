@@ -95,9 +95,11 @@ def variant(name: str) -> Variant:
 
 
 def searches() -> Iterator[Job]:
-    """The same four learning rates for each objective, one seed."""
+    """The same four learning rates for each objective, one seed; and the base."""
     for one in VARIANTS:
-        if one.objective and not one.like and not one.trained_as:
+        if one.objective is None:
+            yield Job(one, 0.0, 0, "search")
+        elif not one.like and not one.trained_as:
             yield from (Job(one, rate, 0, "search") for rate in RATES)
 
 

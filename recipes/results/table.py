@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from pearl.evaluation.statistics import Estimate, bootstrap_interval
+from pearl.evaluation.statistics import Estimate
 from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, Job, searches, table
 from recipes.results.work import chosen_rates, result
 
 DRAWS = 4000
-CLOSE = "trajectories"
-BENCHMARKS = (CLOSE, "scenes")
-_TITLES = {CLOSE: "close", "scenes": "scenes"}
+TRAINED = "trajectories"
+BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
+"""As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
 COMPARED = {
     "pearl": OTHERS,
@@ -36,27 +36,26 @@ def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
 
 
 def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
-    """Accuracies in percent: the mean over seeds, in parentheses the 95% bootstrap interval over seeds."""
+    """Accuracies in percent: mean ± standard deviation over seeds."""
     lines = [
-        "| | seeds | learning rate | close | scenes | calls | new tokens | seconds a question |",
+        f"| | seeds | learning rate | {' | '.join(BENCHMARKS.values())} | calls | new tokens | seconds a question |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for job, results in found:
         cells = [
             job.variant.name, str(len(results)), f"{job.rate:g}" if job.rate else "",
-            *(_percent(bootstrap_interval(_of(results, name, "accuracy"))) for name in BENCHMARKS),
-            *(f"{np.mean(_of(results, CLOSE, name)):.2f}" for name in ("calls", "new tokens")),
-            f"{np.mean(_of(results, CLOSE, 'seconds')):.3f}",
+            *(_spread(_of(results, name, "accuracy")) for name in BENCHMARKS),
+            *(f"{np.mean(_of(results, TRAINED, name)):.2f}" for name in ("calls", "new tokens")),
+            f"{np.mean(_of(results, TRAINED, 'seconds')):.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_by_category(found), "", *_differences(found)])
 
 
 def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
-    names = [
-        (benchmark, name) for benchmark in BENCHMARKS for name in found[0][1][0]["benchmarks"][benchmark]["categories"]
-    ]
-    titles = [name if benchmark == "scenes" else f"close: {name}" for benchmark, name in names]
+    first = found[0][1][0]["benchmarks"]
+    names = [(benchmark, category) for benchmark in BENCHMARKS for category in first[benchmark]["categories"]]
+    titles = [f"{BENCHMARKS[benchmark]}: {category}" for benchmark, category in names]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(names)}"]
     for job, results in found:
         means = [
@@ -72,17 +71,19 @@ def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
     names = [job.variant.name for job, _ in found]
     compared = [(name, "base") for name in names[1:]]
     compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= {*names}]
-    lines = [f"| | {' | '.join(_TITLES[name] for name in BENCHMARKS)} |", f"|---|{'---|' * len(BENCHMARKS)}"]
     right = {
-        (job.variant.name, benchmark): np.array(
-            [list(map(int, one["benchmarks"][benchmark]["right"])) for one in results]
-        )
+        (job.variant.name, name): np.array([list(map(int, one["benchmarks"][name]["right"])) for one in results])
         for job, results in found
-        for benchmark in BENCHMARKS
+        for name in BENCHMARKS
     }
+    lines = [f"| | seeds | {' | '.join(BENCHMARKS.values())} |", f"|---|---|{'---|' * len(BENCHMARKS)}"]
     for ours, theirs in compared:
-        cells = [_percent(paired(right[ours, name], right[theirs, name]), "+") for name in BENCHMARKS]
-        lines.append(f"| {ours} − {theirs} | {' | '.join(cells)} |")
+        seeds, cells = 0, list[str]()
+        for name in BENCHMARKS:
+            difference = differences(right[ours, name], right[theirs, name], fixed=theirs == "base")
+            seeds = len(difference)
+            cells.append(_percent(paired(difference)))
+        lines.append(f"| {ours} − {theirs} | {seeds} | {' | '.join(cells)} |")
     return lines
 
 
@@ -92,17 +93,21 @@ def searched() -> str:
     cells: dict[str, list[str]] = {}
     for job in searches():
         measured = result(job)
-        cells.setdefault(job.variant.name, []).append(
-            f"{100 * measured['benchmarks'][CLOSE]['accuracy']:.1f}" if measured else ""
-        )
+        said = f"{100 * measured['benchmarks'][TRAINED]['accuracy']:.1f}" if measured else ""
+        cells.setdefault(job.variant.name, []).extend([said] * (1 if job.rate else len(RATES)))
     return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
 
 
-def paired(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-    """The mean difference of two (seeds, questions) of 0 and 1, over the seeds that both have; its 95% interval comes
-    from drawing seeds and questions anew. One row without seeds (the base) meets all of the other's."""
-    count = min(len(ours), len(theirs))
-    difference = ours[:count] - theirs[:count] if count > 1 else ours - theirs
+def differences(ours: np.ndarray, theirs: np.ndarray, fixed: bool = False) -> np.ndarray:
+    """(seeds, questions) of 0 and 1, of the seeds that both have; a `fixed` model without seeds meets all of ours."""
+    count = len(ours) if fixed else min(len(ours), len(theirs))
+    found: np.ndarray = ours[:count] - (theirs[:1] if fixed else theirs[:count])
+    return found
+
+
+def paired(difference: np.ndarray) -> Estimate:
+    """The mean of differences (seeds, questions); its 95% interval comes from drawing seeds and questions anew, so with
+    one seed it covers the questions alone."""
     rng = np.random.default_rng(0)
     seeds, questions = difference.shape
     drawn = [
@@ -116,9 +121,14 @@ def _of(results: Sequence[dict[str, Any]], benchmark: str, name: str) -> list[fl
     return [float(one["benchmarks"][benchmark][name]) for one in results]
 
 
-def _percent(one: Estimate, sign: str = "") -> str:
-    interval = f" ({100 * one.low:{sign}.1f} to {100 * one.high:{sign}.1f})" if one.low < one.high else ""
-    return f"{100 * one.value:{sign}.1f}{interval}"
+def _spread(values: Sequence[float]) -> str:
+    over = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{over}"
+
+
+def _percent(one: Estimate) -> str:
+    interval = f" ({100 * one.low:+.1f} to {100 * one.high:+.1f})" if one.low < one.high else ""
+    return f"{100 * one.value:+.1f}{interval}"
 
 
 def put(page: Path, part: str, text: str) -> None:

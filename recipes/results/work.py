@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -85,13 +86,22 @@ def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]], float]:
             objective_options=dict(options), max_steps=job.updates // len(stages), batch_size=BATCH_SIZE,
             learning_rate=job.rate, seed=job.seed, eval_fraction=0, save_steps=0, log_steps=10, resume=True,
         )  # fmt: skip
-        if not (out / "model").exists():
+        if not _is_trained(out, config.to_json()):
+            shutil.rmtree(out, ignore_errors=True)
             report = pearl_train(config, progress=False)
             (out / "losses.json").write_text(json.dumps([report.first, report.last]))
         losses += json.loads((out / "losses.json").read_text())
         seconds += json.loads((out / "log.jsonl").read_text().splitlines()[-1])["train_runtime"]
         model = str(out / "model")
     return model, losses, seconds
+
+
+def _is_trained(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` holds a finished training of exactly these settings."""
+    if not (out / "losses.json").exists():
+        return False
+    done: dict[str, Any] = json.loads((out / "config.json").read_text())
+    return bool(done["settings"] == settings)
 
 
 def model_of(job: Job, work: Path) -> Path:
@@ -110,7 +120,7 @@ def evaluate(job: Job, model: str, work: Path) -> dict[str, dict[str, Any]]:
     held_out = f"trajectories={DATA / ('val' if job.phase == 'search' else 'test')}.parquet"
     config = EvalConfig(
         models=(model,), benchmarks=(held_out,) if job.phase == "search" else (held_out, "scenes"), modes=(one.mode,),
-        out=str(work / "evaluated" / job.name), opening=one.opening, tools=(TOOLS,), max_new_tokens=128, max_calls=1, resume=True,
+        out=str(work / "evaluated" / job.name), opening=one.opening, tools=TOOLS, max_new_tokens=128, max_calls=1, resume=True,
     )  # fmt: skip
     scores = pearl_eval(config, progress=False).scores
     right = dict[str, dict[str, bool]]()
