@@ -12,6 +12,7 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
 DIRECT = "pearl, direct branch"
+STEPS = f"{DIRECT}, step targets"
 CONTROL = "sft and sft-answer"
 """What is left of it without JEPA and NextLat."""
 ENCODER = "timm:local-dir:runs/results/encoder"
@@ -62,12 +63,13 @@ VARIANTS = (
     _direct(CONTROL, jepa=False, nextlat=False),
     _direct(f"{DIRECT}, K = 1", num_predictor_tokens=1),
     _direct(f"{DIRECT}, K = 16", num_predictor_tokens=16),
-    _direct(f"{DIRECT}, step targets", targets="steps"),
+    _direct(STEPS, seeds=OBJECTIVE_SEEDS, targets="steps"),
     _direct(f"{DIRECT}, external encoder", target_encoder=ENCODER),
     Variant("tools", "sft", mode="tools", trained_as="sft"),
-    Variant("sft-answer, longer", "sft-answer", like="sft-answer", seeds=1, updates=LONGER),
-    _direct(f"{DIRECT}, longer", seeds=1, updates=LONGER),
-    _direct(f"{CONTROL}, longer", seeds=1, updates=LONGER, jepa=False, nextlat=False),
+    Variant("sft-answer, longer", "sft-answer", like="sft-answer", updates=LONGER),
+    _direct(f"{DIRECT}, longer", updates=LONGER),
+    _direct(f"{CONTROL}, longer", updates=LONGER, jepa=False, nextlat=False),
+    _direct(f"{STEPS}, longer", updates=LONGER, targets="steps"),
 )  # fmt: skip
 
 

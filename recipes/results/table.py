@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate
-from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, Job, searches, table
+from recipes.results.jobs import CONTROL, DIRECT, RATES, STEPS, VARIANTS, Job, searches, table
 from recipes.results.work import chosen_rates, result
 
 DRAWS = 4000
@@ -19,10 +19,13 @@ TRAINED = "trajectories"
 BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
+LONGER = ("sft-answer, longer", f"{CONTROL}, longer")
 COMPARED = {
     "pearl": OTHERS,
     DIRECT: OTHERS,
-    f"{DIRECT}, longer": ("sft-answer, longer", f"{CONTROL}, longer"),
+    STEPS: OTHERS,
+    f"{DIRECT}, longer": LONGER,
+    f"{STEPS}, longer": LONGER,
 }
 
 
