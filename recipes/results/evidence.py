@@ -1,14 +1,14 @@
 """What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
 Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
-`pearl-eval latents` of the first seed of `lvr`, `mirage` and `pearl`; puts tables and curves into docs/results.md.
+`pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl`; puts tables and curves into docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,11 +16,11 @@ import torch
 
 from recipes.results.base import BASE
 from recipes.results.data import DATA
-from recipes.results.jobs import table
+from recipes.results.jobs import DIRECT, STEPS, table
 from recipes.results.table import put
 from recipes.results.work import chosen_rates, model_of
 
-ASKED = ("lvr", "mirage", "pearl")
+ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS)
 TRAJECTORIES = 256
 
 
@@ -46,18 +46,25 @@ def gains(models: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def latents(models: Sequence[Path], out: Path, images: Path) -> str:
+def latents(models: dict[str, str], out: Path, images: Path) -> str:
+    """Tables and curves; of a model that makes no latents, that it makes none."""
+    from pearl.errors import PearlError
     from pearl.evaluation.evidence import markdown, write_evidence
-    from pearl.evaluation.latents import latent_evidence
+    from pearl.evaluation.latents import Evidence, latent_evidence
     from pearl.evaluation.subject import Subject
     from pearl.parquet import read_trajectories
 
     trajectories = list(islice(read_trajectories(DATA / "test.parquet"), TRAJECTORIES))
-    found = [latent_evidence(Subject.load(str(model)), trajectories) for model in models]
+    found, without = list[Evidence](), list[str]()
+    for name, model in models.items():
+        try:
+            found.append(replace(latent_evidence(Subject.load(model), trajectories), model=name))
+        except PearlError as error:
+            without.append(f"`{name}`: {error}.")
     write_evidence(found, out)
     shutil.copy(out / "latents.png", images / "latents.png")
     picture = "![Retrieval, replaced latents, number of latents](images/latents.png)"
-    return f"{picture}\n\n{markdown(found).replace('## ', '### ').strip()}"
+    return "\n\n".join([*without, picture, markdown(found).replace("## ", "### ").strip()])
 
 
 def main() -> None:
@@ -68,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(1)
     first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
     put(options.page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], options.work))}))
-    models = [model_of(first[name], options.work) for name in ASKED]
+    models = {name: str(model_of(first[name], options.work)) for name in ASKED}
     put(options.page, "latents", latents(models, options.work / "evidence", options.page.parent / "images"))
 
 
