@@ -6,9 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pearl.evaluation.latents import Evidence
 from pearl.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def write_evidence(found: Sequence[Evidence], out: Path) -> None:
@@ -46,29 +50,43 @@ def _section(one: Evidence) -> list[str]:
 
 
 def draw(found: Sequence[Evidence], path: Path) -> None:
-    """Retrieval, answers with replaced latents, accuracy by their number; a colour a model."""
+    """Retrieval and, where models make latents, answers with replaced ones and accuracy by their number; a colour a
+    model."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    retrieval, replaced, quotas = figure.subplots(1, 3)
+    panels = 3 if any(one.accuracy is not None for one in found) else 1
+    figure = Figure(figsize=(4 * panels, 3.8), layout="constrained")
+    retrieval, *used = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_retrieval(found, retrieval)
+    if used:
+        _draw_use(found, *used)
+    figure.savefig(path, format="png", dpi=110)
+
+
+def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
     for number, one in enumerate(found):
         colour, label = f"C{number}", f"{Path(one.model).name} ({one.objective})"
         counts = list(one.retrieval)
-        retrieval.plot(counts, [f.embedding for f in one.retrieval.values()], "o-", color=colour, label=label)
-        retrieval.plot(counts, [f.control for f in one.retrieval.values()], "x:", color=colour)
+        axes.plot(counts, [f.embedding for f in one.retrieval.values()], "o-", color=colour, label=label)
+        axes.plot(counts, [f.control for f in one.retrieval.values()], "x:", color=colour)
+    counts = sorted({count for one in found for count in one.retrieval})
+    axes.plot(counts, [1 / count for count in counts], "--", color="grey", label="chance")
+    axes.set(xscale="log", xlabel="candidates", ylabel="finds its own tool output", ylim=(0, 1))
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set_title("dotted: control, what the model had before", fontsize=9)
+    axes.legend(fontsize=8)
+
+
+def _draw_use(found: Sequence[Evidence], replaced: Axes, quotas: Axes) -> None:
+    for number, one in enumerate(found):
         if one.accuracy is None:
             continue
+        colour, label = f"C{number}", f"{Path(one.model).name} ({one.objective})"
         values = [one.accuracy, *(what.accuracy for what in one.replaced.values())]
         width = 0.8 / len(found)
         replaced.bar([k + number * width for k in range(len(values))], values, width, color=colour, label=label)
         replaced.set_xticks(range(len(values)), ["its own", *one.replaced], rotation=30, ha="right")
         quotas.plot(list(one.by_quota), list(one.by_quota.values()), "o-", color=colour, label=label)
-    counts = sorted({count for one in found for count in one.retrieval})
-    retrieval.plot(counts, [1 / count for count in counts], "--", color="grey", label="chance")
-    retrieval.set(xscale="log", xlabel="candidates", ylabel="finds its own tool output", ylim=(0, 1))
-    retrieval.set_xticks(counts, [str(count) for count in counts])
     replaced.set(ylabel="accuracy", xlabel="what is fed in place of latents", ylim=(0, 1))
     quotas.set(ylabel="accuracy", xlabel="latents in a run", ylim=(0, 1))
-    retrieval.set_title("dotted: control, what the model had before", fontsize=9)
-    retrieval.legend(fontsize=8)
-    figure.savefig(path, format="png", dpi=110)
