@@ -63,9 +63,13 @@ def draw(found: Sequence[Evidence], path: Path) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
+def _label(one: Evidence) -> str:
+    return f"{Path(one.model).name} ({one.objective})"
+
+
 def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
     for number, one in enumerate(found):
-        colour, label = f"C{number}", f"{Path(one.model).name} ({one.objective})"
+        colour, label = f"C{number}", _label(one)
         counts = list(one.retrieval)
         axes.plot(counts, [f.embedding for f in one.retrieval.values()], "o-", color=colour, label=label)
         axes.plot(counts, [f.control for f in one.retrieval.values()], "x:", color=colour)
@@ -82,7 +86,7 @@ def _draw_use(found: Sequence[Evidence], replaced: Axes, quotas: Axes) -> None:
     for number, one in enumerate(found):
         if one.accuracy is None:
             continue
-        colour, label = f"C{number}", f"{Path(one.model).name} ({one.objective})"
+        colour, label = f"C{number}", _label(one)
         values = [one.accuracy, *(what.accuracy for what in one.replaced.values())]
         width = 0.8 / len(found)
         replaced.bar([k + number * width for k in range(len(values))], values, width, color=colour, label=label)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,7 @@ def limit_pixels(processor: Any, name: str, smallest: int | None, largest: int |
     if not limits:
         return
     given = processor.image_processor
-    if not limits.keys() <= given.valid_kwargs.__annotations__.keys():
+    if not limits.keys() <= get_annotations(getattr(given, "valid_kwargs", object)).keys():
         raise ModelError(f"{name}: its image processor takes no {' or '.join(limits)}; leave out the limits")
     limited = type(given).from_dict({**given.to_dict(), **limits})
     least, most = limited.size["shortest_edge"], limited.size["longest_edge"]

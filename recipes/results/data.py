@@ -1,4 +1,4 @@
-"""The trajectories of the table: `python -m recipes.results.data`, about 12 minutes on 2 cores.
+"""The trajectories of the table: `python -m recipes.results.data`, about a quarter of an hour on 2 cores.
 
 Crops of rendered scenes, of which only the questions are kept that a crop helps the base to answer (colours and shapes
 of small objects; `pearl-eval gain` says by how much, see docs/results.md). The table trains on the split `train`,
