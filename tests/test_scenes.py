@@ -30,7 +30,7 @@ from pearl.scenes.layout import (
 )
 from pearl.scenes.questions import DEPTH_GAP, FAMILIES, Question, View, area, centre
 from pearl.scenes.render import Scene, render
-from pearl.scenes.samples import scene_sample
+from pearl.scenes.samples import family_due, scene_sample
 
 SIZE = 224
 Asked = tuple[View, Question]
@@ -104,6 +104,13 @@ def test_a_sample_depends_on_its_index_alone() -> None:
     first, _ = scene_sample("val", 5, 3, SIZE)
     assert scene_sample("val", 5, 3, SIZE)[0] == first
     assert scene_sample("val", 5, 4, SIZE)[0].image != first.image
+
+
+def test_families_keep_their_shares_among_those_that_are_asked_for() -> None:
+    among = ("shape", "attribute")
+    due = Counter(family_due("val", 0, index, among) for index in range(2000))
+    assert set(due) == set(among)
+    assert due["attribute"] / due["shape"] == pytest.approx(8 / 6, abs=0.15)
 
 
 def test_splits_share_no_scene() -> None:

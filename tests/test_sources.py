@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -772,6 +773,17 @@ def test_only_a_scene_that_does_not_fit_is_a_bad_record(monkeypatch: pytest.Monk
         monkeypatch.setattr("pearl.pipelines.sources.scenes.scene_sample", fail)
         with pytest.raises(expected):
             source.read(Item("x", {"index": 0}))
+
+
+def test_scenes_ask_only_about_the_skills_that_are_named() -> None:
+    options = SourceOptions(count=8, size=224, skills=("shape", "attribute"))
+    source = open_source("scenes", options)
+    asked = {source.read(item).skill for item in source.items()}
+    assert asked == {"attribute", "shape"}
+    assert source.fingerprint() == open_source("scenes", replace(options, skills=options.skills[::-1])).fingerprint()
+    assert source.fingerprint() != open_source("scenes", replace(options, skills=())).fingerprint()
+    with pytest.raises(SourceError, match="--skill shapes: scenes have attribute, shape,"):
+        open_source("scenes", replace(options, skills=("shapes",)))
 
 
 def mixed(folder: Path) -> tuple[GenerateConfig, Counter[str]]:

@@ -54,6 +54,9 @@ def trajectories(
         typer.Option(help="Of scenes (splits share none) and of hf:; what shards are called.", rich_help_panel=INPUT),
     ] = Split.TRAIN,
     size: Annotated[int, typer.Option(min=112, max=2048, help="scenes: pixels a side.", rich_help_panel=INPUT)] = 384,
+    skill: Annotated[
+        str, typer.Option(help="scenes: ask only about these, by comma, e.g. attribute,shape.", rich_help_panel=INPUT)
+    ] = "",
     images: Annotated[str | None, typer.Option(help="coco: the images' folder.", rich_help_panel=INPUT)] = None,
     questions: Annotated[
         str | None,
@@ -215,9 +218,9 @@ def trajectories(
     everything = dict[str, Any](
         sources=tuple(_absolute_source(spec) for spec in source),
         source_options=SourceOptions(
-            count=count, seed=seed, split=split.value, size=size, image_format=encoded or "jpeg", images=_absolute(images),
-            questions=_absolute(questions), columns=_mapping(columns), tools=named, annotation=annotation,
-            max_pixels=max_pixels,
+            count=count, seed=seed, split=split.value, size=size, skills=_names(skill),
+            image_format=encoded or "jpeg", images=_absolute(images), questions=_absolute(questions),
+            columns=_mapping(columns), tools=named, annotation=annotation, max_pixels=max_pixels,
         ),
         tools=named,
         tool_settings={name: settings[name] for name in named if name in settings},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -21,22 +22,27 @@ class NoFittingScene(LookupError):
     """None of the scenes that were tried fits the family of questions that is due."""
 
 
-def family_due(split: Split, seed: int, index: int) -> str:
-    """The family of questions that `index` asks, without rendering anything."""
-    weights = np.array([share for _, share in FAMILIES.values()])
-    drawn = scene_rng(split, seed, index, "family").choice(len(weights), p=weights / weights.sum())
-    return list(FAMILIES)[int(drawn)]
+def family_due(split: Split, seed: int, index: int, among: Collection[str] = FAMILIES) -> str:
+    """The family of questions, of those that are asked for, that `index` asks, without rendering anything."""
+    names = [name for name in FAMILIES if name in among]
+    weights = np.array([FAMILIES[name][1] for name in names])
+    return names[int(scene_rng(split, seed, index, "family").choice(len(names), p=weights / weights.sum()))]
 
 
 def scene_sample(
-    split: Split, seed: int, index: int, size: int = 384, image_format: ImageFormat = "jpeg"
+    split: Split,
+    seed: int,
+    index: int,
+    size: int = 384,
+    image_format: ImageFormat = "jpeg",
+    among: Collection[str] = FAMILIES,
 ) -> tuple[Sample, Scene]:
     """Renders scenes until one fits the family that `index` is due, and asks about it.
 
     Raises:
         NoFittingScene: none of `MAX_ATTEMPTS` scenes fits.
     """
-    family = family_due(split, seed, index)
+    family = family_due(split, seed, index, among)
     ask, _ = FAMILIES[family]
     for attempt in range(MAX_ATTEMPTS):
         scene = render(draw_layout(scene_rng(split, seed, index, f"layout-{attempt}")), size)

@@ -1,24 +1,29 @@
 """What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
 Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
-`pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl`; puts tables and curves into docs/results.md.
+`pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl`, and where `tools` looks with its first
+calls; puts tables and curves into docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
+from pearl.records import Box
 from recipes.results.base import BASE
 from recipes.results.data import DATA
 from recipes.results.jobs import DIRECT, STEPS, table
 from recipes.results.table import put
-from recipes.results.work import chosen_rates, model_of
+from recipes.results.work import chosen_rates, model_of, result
 
 ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS)
 TRAJECTORIES = 256
@@ -44,6 +49,30 @@ def gains(models: dict[str, str]) -> str:
         cells = " | ".join(f"{row.before:.2f} | {row.after:.2f}" for row in rows)
         lines.append(f"| {rows[0].skill} | {rows[0].count} | {cells} |")
     return "\n".join(lines)
+
+
+def boxes(results: Iterable[Path]) -> str:
+    """Where the first calls of `tools` look: their overlap with the expert's box, and with the next question's."""
+    from pearl.evaluation.results import read_results
+    from pearl.parquet import read_trajectories
+    from pearl.pipelines.sources.annotators import intersection_over_union
+
+    expert = {one.id: one.steps[0].call.arguments["box"] for one in read_trajectories(DATA / "test.parquet")}
+    asked, looked = 0, list[tuple[str, Box]]()
+    for folder in results:
+        for one in chain.from_iterable(read_results(folder).predictions.values()):
+            if one.benchmark == "trajectories":
+                asked += 1
+                if one.reply.calls and one.reply.calls[0].tool == "crop" and not one.reply.calls[0].fault:
+                    looked.append((one.question, json.loads(one.reply.calls[0].arguments)["box"]))
+    own = [intersection_over_union(box, expert[question]) for question, box in looked]
+    others = [intersection_over_union(box, expert[after]) for (_, box), (after, _) in pairwise(looked)]
+    half = fmean(overlap >= 0.5 for overlap in own)
+    return (
+        f"Of {asked} questions {len(looked)} began with a crop that could be run. Its overlap (IoU) with the expert's "
+        f"first box is {fmean(own):.3f} in the mean, and at least 0.5 in {half:.1%}; with the box of the next question "
+        f"it is {fmean(others):.3f}."
+    )
 
 
 def latents(models: dict[str, str], out: Path, images: Path) -> str:
@@ -75,6 +104,8 @@ def main() -> None:
     torch.set_num_threads(1)
     first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
     put(options.page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], options.work))}))
+    answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
+    put(options.page, "boxes", boxes(options.work / "evaluated" / job.name for job in answered))
     models = {name: str(model_of(first[name], options.work)) for name in ASKED}
     put(options.page, "latents", latents(models, options.work / "evidence", options.page.parent / "images"))
 

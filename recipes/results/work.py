@@ -22,6 +22,8 @@ from recipes.results.data import DATA, TOOLS
 from recipes.results.jobs import BATCH_SIZE, Job, searches, table, variant
 
 MEASURED = Path(__file__).parent / "measured"
+MAX_CALLS = 2
+"""As many as a trajectory of the data has at most."""
 
 
 def result(job: Job) -> dict[str, Any] | None:
@@ -120,7 +122,7 @@ def evaluate(job: Job, model: str, work: Path) -> dict[str, dict[str, Any]]:
     held_out = f"trajectories={DATA / ('val' if job.phase == 'search' else 'test')}.parquet"
     config = EvalConfig(
         models=(model,), benchmarks=(held_out,) if job.phase == "search" else (held_out, "scenes"), modes=(one.mode,),
-        out=str(work / "evaluated" / job.name), opening=one.opening, tools=TOOLS, max_new_tokens=128, max_calls=1, resume=True,
+        out=str(work / "evaluated" / job.name), opening=one.opening, tools=TOOLS, max_new_tokens=128, max_calls=MAX_CALLS, resume=True,
     )  # fmt: skip
     scores = pearl_eval(config, progress=False).scores
     right = dict[str, dict[str, bool]]()

@@ -104,6 +104,7 @@ class SourceOptions:
         seed: scenes and made questions.
         split: `train`, `val` or `test`. scenes: they share no scene. hf: the files that are named so.
         size: scenes: pixels a side.
+        skills: scenes: what is asked; everything when empty.
         image_format: scenes: how their pictures are stored.
         images: coco: the images' folder; next to the annotations when not given.
         questions: coco: a JSONL file of questions; made from the boxes when not given.
@@ -117,6 +118,7 @@ class SourceOptions:
     seed: int = 0
     split: Split = "train"
     size: int = 384
+    skills: tuple[str, ...] = ()
     image_format: str = "jpeg"
     images: str | None = None
     questions: str | None = None
