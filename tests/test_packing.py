@@ -275,7 +275,7 @@ def test_a_token_sees_its_own_view_up_to_itself_and_nothing_else(
     made = Packer(Family(), None, 0, *layout)(given_examples)
     assert made.after is not None
     main, after = Attention.among(made.main.tokens), made.after.tokens
-    cached = Attention.among(after, made.main.tokens if made.reuse else None)
+    cached = Attention.among(after, made.main.tokens.first(made.shared) if made.shared else None)
     assert main.allowed.any(-1).all()
     assert cached.allowed.any(-1).all()
     for view, places in made.places.items():
@@ -286,9 +286,8 @@ def test_a_token_sees_its_own_view_up_to_itself_and_nothing_else(
                 check(main, made.main, at, at, expected)
                 continue
             before = made.places["trunk"].at[made.places["trunk"].sample == number].tolist()[: at.count(-1)]
-            length = made.main.ids.shape[1] if made.reuse else 0
             columns = [place % made.main.ids.shape[1] for place in before]
-            columns += [length + place % made.after.ids.shape[1] for place in at[len(before) :]]
+            columns += [made.shared + place % made.after.ids.shape[1] for place in at[len(before) :]]
             check(cached, made.after, at, columns, expected)
             assert at[-1] >= 0  # where the state is asked for
 

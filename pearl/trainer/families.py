@@ -51,6 +51,10 @@ class Tokens:
     order: Tensor
     block: Tensor
 
+    def first(self, count: int) -> Tokens:
+        """The first tokens of every row."""
+        return Tokens(*(tokens[:, :count] for tokens in (self.branch, self.prefix, self.order, self.block)))
+
 
 @dataclass(frozen=True)
 class Attention:

@@ -45,7 +45,7 @@ class Learner(nn.Module):
         core = self.base.model
         visual = self.family.visual(core, batch.images)
         embeds, latents = self._embeds(batch.main, visual)
-        cache = self._empty_cache("target views behind the trunk") if batch.reuse and batch.after is not None else None
+        cache = self._empty_cache("target views behind the trunk") if batch.shared else None
         if self.losses.recurrent and len(batch.main.latent_at):
             main = self._recurrent(batch.main, embeds, visual)
             latents = main[batch.main.latent_at - 1]
@@ -53,8 +53,12 @@ class Learner(nn.Module):
             main = self._run(batch.main, embeds, visual, Attention.among(batch.main.tokens), cache)
         after = main.new_empty(0)
         if batch.after is not None:
+            cached = None
+            if cache is not None:
+                cache.crop(batch.shared - batch.main.ids.shape[1])
+                cached = batch.main.tokens.first(batch.shared)
             with torch.no_grad():
-                attention = Attention.among(batch.after.tokens, batch.main.tokens if batch.reuse else None)
+                attention = Attention.among(batch.after.tokens, cached)
                 after = self._run(batch.after, self._embeds(batch.after, visual)[0], visual, attention, cache)
         return States(batch, main, after, embeds.flatten(0, 1), latents, self.base.get_output_embeddings())
 

@@ -99,7 +99,9 @@ class Batch:
         sample_ids: The trajectories' ids, for messages.
         images: The vision tower's input; each distinct image once.
         main: The rows that are learned from.
-        after: The rows of views that give targets only, if any; `reuse`: they stand on the cache of `main`.
+        after: The rows of views that give targets only, if any.
+        shared: How many of the first tokens of `main` they stand on, whose keys and values they take from its cache;
+            0: they begin anew.
         places: Each view's, by name.
         extras: The objective's own tensors.
     """
@@ -108,7 +110,7 @@ class Batch:
     images: dict[str, Tensor]
     main: Rows
     after: Rows | None
-    reuse: bool
+    shared: int
     places: dict[str, Places]
     extras: dict[str, Tensor]
 
@@ -161,10 +163,12 @@ class Packer:
         for name in learned:
             found = [(owner, row[name]) for owner, row in zip(owners, at, strict=True) if name in row]
             places[name] = _places([(sources[owner].views[name], where) for owner, where in found])
-        after, reuse = None, self.tree and self.reuse and len(targets) == 1
+        after, shared = None, 0
         if targets:
-            shared = [[(name, source.cached(trunk, name) if reuse else 0)] for name in targets for source in sources]
-            after, at = self._rows(sources * len(targets), shared, branch=len(learned) if reuse else 0)
+            reuse = self.tree and self.reuse and len(targets) == 1
+            rows = [[(name, source.cached(trunk, name) if reuse else 0)] for name in targets for source in sources]
+            shared = max(prefix for ((_, prefix),) in rows)
+            after, at = self._rows(sources * len(targets), rows, branch=len(learned) if shared else 0)
             for number, name in enumerate(targets):
                 mine = at[number * len(sources) :][: len(sources)]
                 places[name] = _places([(s.views[name], row[name]) for s, row in zip(sources, mine, strict=True)])
@@ -172,7 +176,7 @@ class Packer:
         extras = {name: torch.cat([example.extras[name] for example in examples]) for name in examples[0].extras}
         return Batch(
             tuple(example.id for example in examples), self.family.collate_images(images), main, after,
-            reuse, places, extras,
+            shared, places, extras,
         )  # fmt: skip
 
     def _rows(
