@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 from pearl.cli.eval import app
+from pearl.errors import PearlError
 from pearl.evaluation.results import read_results
 from pearl.evaluation.run import EvalConfig, evaluate
 from pearl.evaluation.statistics import Key
 from pearl.parquet import read_trajectories
 from tests.runs import data_file, model, rows, run
+from tests.test_benchmarks import VSTAR, vstar
 
 torch.set_num_threads(1)
 
@@ -70,6 +73,50 @@ def test_a_stopped_evaluation_goes_on(data: Path, tmp_path: Path) -> None:
     assert [(one.question, one.reply.said) for one in after] == [(one.question, one.reply.said) for one in whole[key]]
 
 
+def test_modes_and_benchmarks_are_added_to_results_and_the_page_keeps_its_pictures(data: Path, tmp_path: Path) -> None:
+    out, tiny = tmp_path / "out", str(model())
+    settings = ("--max-new-tokens", "6", "--max-calls", "1", "--tools", "crop", "--out", out)
+    ended = pearl_eval("run", tiny, "--bench", f"vstar={vstar(tmp_path / 'vstar')}", *settings)
+    assert ended.exit_code == 0, ended.output
+    assert VSTAR[0]["text"].splitlines()[0] in (out / "report.html").read_text()
+    more = ("run", tiny, "--bench", f"trajectories={data}", *settings, "--resume")
+    ended = pearl_eval(*more, "--mode", "tools")
+    assert ended.exit_code == 0, ended.output
+    keys = {(key.mode, key.benchmark) for key in read_results(out).predictions}
+    assert keys == {("direct", "vstar"), ("tools", "trajectories")}
+    assert VSTAR[0]["text"].splitlines()[0] in (out / "report.html").read_text()
+    assert pearl_eval(*more, "--mode", "direct,tools").exit_code == 0
+    data_file(tmp_path, [replace(row, question=f"{row.question} Really?") for row in rows()])
+    ended = pearl_eval(*more)
+    assert ended.exit_code == 1
+    assert "questions of benchmark 'trajectories' was" in " ".join(ended.output.split())
+
+
+def test_what_a_model_cannot_do_is_left_out_with_a_note(tmp_path: Path) -> None:
+    boxed = [one for one in rows() if len(one.steps) == 1]
+    data, base, out = data_file(tmp_path, boxed), str(model()), tmp_path / "out"
+    run(data, tmp_path / "lvr", objective="lvr", max_steps=2)
+    lvr = str(tmp_path / "lvr" / "model")
+    asked = ("--bench", f"trajectories={data}", "--max-new-tokens", "12", "--out", out)
+    ended = pearl_eval("run", base, lvr, *asked, "--mode", "direct,latent", "--latents", "2", "--latent-end", "token")
+    assert ended.exit_code == 0, ended.output
+    assert f"not asked: {base} in mode latent" in ended.output
+    stored = read_results(out)
+    assert {(key.model, key.mode) for key in stored.predictions} == {(base, "direct"), (lvr, "direct"), (lvr, "latent")}
+    assert stored.setup.modes["latent"] == {"new tokens": 12, "latents": 2, "end": "token"}
+    assert all(one.reply.new_tokens for one in stored.predictions[Key(lvr, "latent", "trajectories")])
+
+
+def test_an_evaluation_that_fails_leaves_a_table_of_what_was_answered(data: Path, tmp_path: Path) -> None:
+    config = EvalConfig(
+        (str(model()), "nowhere/at/all"), (f"trajectories={data}",), out=str(tmp_path), max_new_tokens=6
+    )
+    with pytest.raises(PearlError, match="nowhere"):
+        evaluate(config, progress=False)
+    assert len(json.loads((tmp_path / "summary.json").read_text())["scores"]) == 1
+    assert (tmp_path / "report.html").exists()
+
+
 def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
     bench, out = f"trajectories={data}", tmp_path / "out"
     wrong: list[tuple[list[str | Path], str]] = [
@@ -78,6 +125,7 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
         (["run", model(), "--bench", bench, "--mode", "dream"], "there is no mode dream"),
         (["run", model(), "--bench", bench, "--scoring", "lvr"], "'lvr' cannot score"),
         (["run", model(), "--bench", bench, "--mode", "latent"], "no training_config.json"),
+        (["run", model(), "--bench", bench, "--mode", "latent", "--scoring", "pearl-published"], "no room for latents"),
         (["run", model(), "--bench", bench, "--mode", "tools", "--tools", "hammer"], "there is no tool 'hammer'"),
         (["latents", model(), "--data", data], "no training_config.json"),
         (["gain", tmp_path / "gone.parquet", "--model", model()], "gone.parquet"),

@@ -16,7 +16,8 @@ import torch
 from pearl.errors import PearlError
 from pearl.evaluation.evidence import markdown, write_evidence
 from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains, write_gains
-from pearl.evaluation.latents import latent_evidence, retrieval_among
+from pearl.evaluation.latents import _changes, latent_evidence, retrieval_among
+from pearl.evaluation.modes.latent import Decoded
 from pearl.evaluation.subject import Subject
 from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.conversation import Conversation, load_template
@@ -54,10 +55,12 @@ def trained(objective: str, **options: object) -> Subject:
 def test_latents_are_asked_everything(objective: str) -> None:
     options = {"vlm_weight": 1.0} if objective == "mirage" else {}
     found = latent_evidence(trained(objective, **options), rows(), batch_size=4, max_new_tokens=40)
-    assert found.questions == 6
+    assert (found.questions, found.judged, found.left_out) == (6, 6, {})
+    assert found.accuracy == found.by_quota[{"lvr": 8, "mirage": 4}[objective]]
     assert set(found.replaced) == {"noise", "zeros", "the mean", "another's", "removed"}
     assert set(found.by_quota) == {0, 1, 2, 4, 8, 16}
-    assert found.by_quota[0] == found.replaced["removed"].accuracy
+    for one in found.replaced.values():
+        assert one.changed.value >= abs(one.accuracy.value - found.accuracy.value)
     assert list(found.retrieval) == [2]
     assert 0 <= found.distance <= 2
 
@@ -65,9 +68,39 @@ def test_latents_are_asked_everything(objective: str) -> None:
 def test_a_predicted_embedding_learned_by_heart_finds_its_own_target() -> None:
     found = latent_evidence(trained("pearl", lambda_=5.0), rows())
     assert found.accuracy is None
-    assert found.retrieval[2].embedding > 0.9
+    assert found.retrieval[2].embedding.value > 0.9
     assert found.distance < 0.1
     assert found.distance < found.distance_control
+
+
+def test_what_is_fed_instead_of_latents() -> None:
+    torch.manual_seed(0)
+    made = [torch.randn(3, 4) + 5, torch.randn(2, 4) - 5, torch.zeros(0, 4)]
+    changes = dict(_changes([Decoded("", latents, 0, 0) for latents in made]))
+    every = torch.cat(made)
+    rows, which = [0, 1, 2, 1], [0, 1, 0, 2]
+    fed = {name: change.starting_at(0)(torch.empty(4, 4), rows, which) for name, change in changes.items()}
+    assert torch.equal(fed["zeros"], torch.zeros(4, 4))
+    assert torch.equal(fed["the mean"], every.mean(0).expand(4, 4))
+    mean = every.mean(0)
+    assert torch.equal(fed["another's"], torch.stack([made[1][0], mean, made[0][0], mean]))
+    later = changes["another's"].starting_at(1)(torch.empty(2, 4), [0, 1], [0, 4])  # rows 1 and 2 of all
+    assert torch.equal(later, torch.stack([mean, made[0][1]]))
+    noise = changes["noise"].starting_at(0)
+    assert torch.equal(fed["noise"], noise(torch.empty(4, 4), rows, which))  # the same in every run
+    many = dict(_changes([Decoded("", every.repeat(400, 1), 0, 0)]))["noise"].instead[0]
+    assert torch.allclose(many.mean(0), mean, atol=0.5)
+    assert torch.allclose(many.std(0), every.repeat(400, 1).std(0), rtol=0.1)
+
+
+def test_trajectories_that_cannot_be_asked_are_left_out_and_counted() -> None:
+    without_box = replace(rows()[0], id="x", steps=())
+    without_options = replace(rows()[1], id="y", choices=())
+    found = latent_evidence(trained("lvr"), [*rows(), without_box, without_options], max_new_tokens=40)
+    assert found.questions == 6
+    assert sorted(found.left_out.values()) == [1, 1]
+    assert "its answer is not one of its options" in found.left_out
+    assert "Left out: 1: " in markdown([found])
 
 
 def test_a_model_that_predicts_nothing_is_refused(tmp_path: Path) -> None:
@@ -92,11 +125,11 @@ def test_evidence_becomes_files(tmp_path: Path) -> None:
 def test_retrieval_of_what_is_known() -> None:
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(200, 16, generator=generator)
-    assert retrieval_among(targets, targets, 128) == 1
-    assert retrieval_among(targets + 5, targets, 128) == 1  # what all share says nothing
+    assert retrieval_among(targets, targets, 128).tolist() == [1] * 200
+    assert retrieval_among(targets + 5, targets, 128).min() == 1  # what all share says nothing
     noise = torch.randn(200, 16, generator=generator)
-    assert retrieval_among(noise, targets, 2) == pytest.approx(0.5, abs=0.05)
-    assert retrieval_among(noise, targets, 16) == pytest.approx(1 / 16, abs=0.03)
+    assert retrieval_among(noise, targets, 2).mean() == pytest.approx(0.5, abs=0.05)
+    assert retrieval_among(noise, targets, 16).mean() == pytest.approx(1 / 16, abs=0.03)
 
 
 def test_a_gain_is_what_whole_forwards_say() -> None:

@@ -437,6 +437,17 @@ def test_a_model_that_says_nothing_gives_an_empty_reply(family: str) -> None:
     assert (reply.said, reply.turns, reply.calls) == ("", ("",), ())
 
 
+def test_given_tokens_are_counted_whatever_was_said_beyond_a_call() -> None:
+    """Of a turn only what stands up to its call comes back."""
+    subject = Scripted(tiny("qwen2_5_vl"), [[call() * 50, "A"]])
+    reply = ToolUse(["crop"], prompt="none").answer(subject, numbered(1))[0]
+    talk = subject.heard[-1][0]
+    (said,) = [text for role, text in texts(talk) if role == "assistant"]
+    assert said == call()
+    in_all = int(subject._inputs([talk])["attention_mask"].sum())
+    assert reply.prompt_tokens == in_all - subject.count_tokens(said)
+
+
 def test_images_of_a_question_with_several_come_first() -> None:
     asked = question(picture(0), picture(1, 60, 30), prompt="#0# Which?")
     subject = Scripted(tiny("qwen2_5_vl"), [[call(box=BOX, image=1), call(box=[0, 0, 1, 1], image=2), "A"]])
@@ -567,6 +578,7 @@ def hostile(generator: random.Random) -> str:
     valid: list[tuple[str, dict[str, Any]]] = [
         ("crop", {"box": BOX}), ("zoom", {"box": BOX, "factor": 8}), ("rotate", {"degrees": 45}), ("edges", {}),
         ("mark", {"points": [[0.5, 0.5]]}), ("highlight", {"boxes": [BOX]}), ("flip", {"direction": "horizontal"}),
+        ("depth", {}),
     ]  # fmt: skip
     name, known = generator.choice(valid)
     arguments = dict(known)
@@ -598,9 +610,11 @@ def hostile(generator: random.Random) -> str:
 def test_a_thousand_hostile_turns_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = random.Random(0)
     scripts = [[hostile(generator), hostile(generator), "A", "A"] for _ in range(1000)]
-    mode = ToolUse(["crop", "zoom", "rotate", "mark", "highlight", "flip", "edges"], prompt="none", max_calls=3)
+    mode = ToolUse(
+        ["crop", "zoom", "depth", "rotate", "mark", "highlight", "flip", "edges"], prompt="none", max_calls=3
+    )
     subject = Scripted(tiny("qwen2_5_vl"), scripts, every=15)
-    warm = Scripted(tiny("qwen2_5_vl"), [[call(tool) for tool in ("crop", "zoom", "flip")] + ["A"]])
+    warm = Scripted(tiny("qwen2_5_vl"), [[call(tool) for tool in ("crop", "zoom", "depth", "flip")] + ["A"]])
     mode.answer(warm, numbered(1))
     questions = numbered(1000)
     monkeypatch.chdir(tmp_path)

@@ -91,11 +91,10 @@ def results_of(runs: list[tuple[str, str]]) -> StoredResults:
         if run in CHOICES[benchmark]
     }
     setup = Setup(
-        models={"base": "abc", "pearl": HOSTILE},
-        modes=["direct", "tools"],
-        benchmarks={"stars": "v1", "moons": "v2"},
+        models={"base": {"weights": "abc"}, "pearl": {"weights": HOSTILE}},
+        modes={"direct": {"new tokens": 64}, "tools": {"new tokens": 64, "opening": HOSTILE}},
+        benchmarks={"stars": {"version": 1}, "moons": {"version": 2}},
         protocol="strict",
-        limits={"new_tokens": 64},
     )
     sitting = {"date": "2025-01-02T03:04:05+00:00", "python": "3", "libraries": {"torch": "2"}, "cpus": 2, "gpu": None}
     return StoredResults(setup, [sitting], predictions)

@@ -18,11 +18,10 @@ from pearl.evaluation.statistics import Key, Summary, summarise
 
 KEY = Key("org/base", "tools", "stars")
 SETUP = Setup(
-    models={"org/base": "abc"},
-    modes=["tools"],
-    benchmarks={"stars": "v1"},
+    models={"org/base": {"weights": "abc"}},
+    modes={"tools": {"new tokens": 64}},
+    benchmarks={"stars": {"version": 1, "place": "here"}},
     protocol="strict",
-    limits={"new_tokens": 64},
 )
 CALLS = (
     CallMade("zoom", '{"box": [0, 0, 1, 1]}', "", "Zoomed."),
@@ -137,7 +136,8 @@ def test_run_is_recorded(tmp_path: Path) -> None:
     Results.open(tmp_path, SETUP)
     Results.open(tmp_path, SETUP, resume=True)
     run = json.loads((tmp_path / "run.json").read_text())
-    assert (run["models"], run["protocol"], run["limits"]) == ({"org/base": "abc"}, "strict", {"new_tokens": 64})
+    assert (run["models"], run["protocol"]) == ({"org/base": {"weights": "abc"}}, "strict")
+    assert run["modes"] == {"tools": {"new tokens": 64}}
     first, second = run["sittings"]
     assert first["date"] <= second["date"]
     assert {"torch", "transformers", "pearl-vlm"} <= set(first["libraries"])
@@ -158,11 +158,11 @@ def test_results_are_not_written_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"benchmarks": {"stars": "v2"}}, "benchmark 'stars' was 'v1', now 'v2'"),
-        ({"models": {"org/base": "def"}}, "model 'org/base' was 'abc', now 'def'"),
+        ({"benchmarks": {"stars": {"version": 2}}}, "version of benchmark 'stars' was 1, now 2"),
+        ({"models": {"org/base": {"weights": "def"}}}, "weights of model 'org/base' was 'abc', now 'def'"),
         ({"protocol": "lvr"}, "the protocol was 'strict', now 'lvr'"),
-        ({"limits": {"new_tokens": 32}}, "limit 'new_tokens' was 64, now 32"),
-        ({"limits": {}}, "limit 'new_tokens' was 64, now None"),
+        ({"modes": {"tools": {"new tokens": 32}}}, "new tokens of mode 'tools' was 64, now 32"),
+        ({"modes": {"tools": {}, "direct": {}}}, "new tokens of mode 'tools' was 64, now None"),
     ],
 )
 def test_another_setup_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -175,13 +175,19 @@ def test_another_setup_is_refused(tmp_path: Path, change: dict[str, Any], messag
 
 def test_resuming_may_add_models_modes_and_benchmarks(tmp_path: Path) -> None:
     Results.open(tmp_path, SETUP).add(KEY, HARD)
-    more = replace(SETUP, models={"new": "xyz"}, modes=["direct"], benchmarks={"stars": "v1", "moons": "v7"})
+    moved, moons = {"version": 1, "place": "there"}, {"version": 7}
+    more = replace(
+        SETUP,
+        models={"new": {"weights": "xyz"}},
+        modes={"direct": {"new tokens": 8}},
+        benchmarks={"stars": moved, "moons": moons},
+    )
     results = Results.open(tmp_path, more, resume=True)
     results.add(Key("new", "direct", "moons"), [prediction("1", key=Key("new", "direct", "moons"))])
     stored = read_results(tmp_path)
-    assert stored.setup.models == {"org/base": "abc", "new": "xyz"}
-    assert stored.setup.modes == ["tools", "direct"]
-    assert stored.setup.benchmarks == {"stars": "v1", "moons": "v7"}
+    assert stored.setup.models == {"org/base": {"weights": "abc"}, "new": {"weights": "xyz"}}
+    assert stored.setup.modes == {"tools": {"new tokens": 64}, "direct": {"new tokens": 8}}
+    assert stored.setup.benchmarks == {"stars": moved, "moons": moons}
     assert set(stored.predictions) == {KEY, Key("new", "direct", "moons")}
 
 
@@ -236,7 +242,7 @@ def newer_format(folder: Path) -> None:
         (other_columns, "does not have the columns"),
         (strange_model, r"predictions of .*org/other.*which its run\.json does not name"),
         (unreadable_run, "not the record of an evaluation"),
-        (newer_format, "format 99; this release reads 1"),
+        (newer_format, "format 99; this release reads 2"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage: Any, message: str) -> None:

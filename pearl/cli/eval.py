@@ -38,6 +38,11 @@ class ToolPrompt(StrEnum):
     NONE = "none"
 
 
+class LatentEnd(StrEnum):
+    QUOTA = "quota"
+    TOKEN = "token"
+
+
 class Precision(StrEnum):
     AUTO = "auto"
     BF16 = "bf16"
@@ -95,8 +100,14 @@ def run(
         ToolPrompt, opt(ANSWERS, "How tools are announced; auto: as in training, else by the chat template, else JSON.")
     ] = ToolPrompt.AUTO,
     latents: Annotated[int | None, opt(ANSWERS, "In a run of mode latent (mirage: as trained; lvr: 8).", min=0)] = None,
+    latent_end: Annotated[
+        LatentEnd,
+        opt(ANSWERS, "What ends a run of lvr: its number of latents, or the model's own end token before that."),
+    ] = LatentEnd.QUOTA,
     out: Annotated[Path, opt(RUN, "The results' folder.")] = Path("runs/eval"),
-    resume: Annotated[bool, opt(RUN, "Go on with what is in --out; models may be added.", "--resume")] = False,
+    resume: Annotated[
+        bool, opt(RUN, "Go on with what is in --out; models, modes and benchmarks may be added.", "--resume")
+    ] = False,
     batch_size: BatchSize = 16,
     device: Device = "auto",
     dtype: Dtype = Precision.AUTO,
@@ -118,8 +129,8 @@ def run(
             models=tuple(models), benchmarks=_listed(bench), modes=_listed(mode), out=str(out), protocol=scoring.value,
             limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, opening=opening, tools=_listed(tools),
             tool_settings={name: {"model": place} for name, place in models_of_tools.items() if place},
-            max_calls=max_calls,
-            tool_prompt=tool_prompt.value, latents=latents, device=device, dtype=dtype.value, resume=resume,
+            max_calls=max_calls, tool_prompt=tool_prompt.value, latents=latents, latent_end=latent_end.value,
+            device=device, dtype=dtype.value, resume=resume,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
         summary = evaluate(config)
@@ -133,9 +144,12 @@ def latents(
     data: Data,
     limit: Limit = 256,
     out: Annotated[Path, opt(RUN, "Where latents.json, latents.md and latents.png go.")] = Path("runs/latents"),
+    max_new_tokens: Annotated[int, opt(ANSWERS, "Of an answer, latents included.", min=1)] = 128,
     batch_size: BatchSize = 16,
     device: Device = "auto",
     dtype: Dtype = Precision.AUTO,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
 ) -> None:
     """Asks what latents are worth: replaced, counted, retrieved among others', compared with the tools' output.
 
@@ -150,8 +164,8 @@ def latents(
         trajectories = list(islice(read_trajectories(data), limit))
         found = []
         for name in models:
-            subject = Subject.load(name, device, dtype.value)
-            found.append(latent_evidence(subject, trajectories, batch_size))
+            subject = Subject.load(name, device, dtype.value, allow_pickle, trust_remote_code)
+            found.append(latent_evidence(subject, trajectories, batch_size, max_new_tokens, progress=True))
             console.print(markdown(found[-1:]))
         write_evidence(found, out)
         console.print(f"the curves:  {out}/latents.png")
@@ -166,6 +180,8 @@ def gain(
     out: Annotated[Path, opt(RUN, "A row a trajectory; pearl-gen filter takes it.")] = Path("gain.parquet"),
     device: Device = "auto",
     dtype: Dtype = Precision.AUTO,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: Pickle = False,
 ) -> None:
     """Measures how much each step's tool output raises the right answer's log-odds over what the image alone gives."""
     with _explained():
@@ -177,7 +193,8 @@ def gain(
         from pearl.trainer.conversation import load_template
 
         total = min(count_rows(data), limit or 2**31)
-        meter = GainMeter(Subject.load(model, device, dtype.value), load_template(template))
+        subject = Subject.load(model, device, dtype.value, allow_pickle, trust_remote_code)
+        meter = GainMeter(subject, load_template(template))
         gains, skipped = list[Gain](), list[tuple[str, str]]()
         rows = islice(read_trajectories(data), total)
         for trajectory, found in tqdm(measure_gains(meter, rows), total=total, unit="trajectory"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pearl.evaluation.latents import Evidence
+from pearl.evaluation.statistics import Estimate
 from pearl.files import whole_file
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ def markdown(found: Sequence[Evidence]) -> str:
 
 
 def _section(one: Evidence) -> list[str]:
-    lines = [f"## {one.model} ({one.objective}, {one.questions} trajectories)", ""]
+    lines = [f"## {one.model} ({one.objective}, {one.questions} trajectories, {one.judged} embeddings)", ""]
+    lines += [f"Left out: {count}: {reason}." for reason, count in one.left_out.items()]
+    lines += [""] * bool(one.left_out)
     lines += ["| its own output among | embedding | control | chance |", "|---|---|---|---|"]
     lines += [
-        f"| {count} | {found.embedding:.3f} | {found.control:.3f} | {found.chance:.3f} |"
+        f"| {count} | {_shown(found.embedding)} | {_shown(found.control)} | {found.chance:.3f} |"
         for count, found in one.retrieval.items()
     ]
     apart = f"Distance from the target {one.distance:.3f} (control {one.distance_control:.3f})"
@@ -42,11 +45,15 @@ def _section(one: Evidence) -> list[str]:
     lines += ["", f"{apart}; {rank}; spread {one.spreads[0]:.3f} (targets {one.spreads[1]:.3f}).", ""]
     if one.accuracy is None:
         return lines
-    lines += ["| latents | accuracy | answers changed |", "|---|---|---|", f"| its own | {one.accuracy:.3f} | |"]
-    lines += [f"| {name} | {what.accuracy:.3f} | {what.changed:.3f} |" for name, what in one.replaced.items()]
+    lines += ["| latents | accuracy | answers changed |", "|---|---|---|", f"| its own | {_shown(one.accuracy)} | |"]
+    lines += [f"| {name} | {_shown(what.accuracy)} | {_shown(what.changed)} |" for name, what in one.replaced.items()]
     lines += ["", "| latents in a run | accuracy |", "|---|---|"]
-    lines += [f"| {quota} | {accuracy:.3f} |" for quota, accuracy in one.by_quota.items()]
+    lines += [f"| {quota} | {_shown(accuracy)} |" for quota, accuracy in one.by_quota.items()]
     return [*lines, ""]
+
+
+def _shown(one: Estimate) -> str:
+    return f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
 
 
 def draw(found: Sequence[Evidence], path: Path) -> None:
@@ -71,8 +78,8 @@ def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
     for number, one in enumerate(found):
         colour, label = f"C{number}", _label(one)
         counts = list(one.retrieval)
-        axes.plot(counts, [f.embedding for f in one.retrieval.values()], "o-", color=colour, label=label)
-        axes.plot(counts, [f.control for f in one.retrieval.values()], "x:", color=colour)
+        axes.plot(counts, [f.embedding.value for f in one.retrieval.values()], "o-", color=colour, label=label)
+        axes.plot(counts, [f.control.value for f in one.retrieval.values()], "x:", color=colour)
     counts = sorted({count for one in found for count in one.retrieval})
     axes.plot(counts, [1 / count for count in counts], "--", color="grey", label="chance")
     axes.set(xscale="log", xlabel="candidates", ylabel="finds its own tool output", ylim=(0, 1))
@@ -87,10 +94,12 @@ def _draw_use(found: Sequence[Evidence], replaced: Axes, quotas: Axes) -> None:
         if one.accuracy is None:
             continue
         colour, label = f"C{number}", _label(one)
-        values = [one.accuracy, *(what.accuracy for what in one.replaced.values())]
+        values = [one.accuracy.value, *(what.accuracy.value for what in one.replaced.values())]
         width = 0.8 / len(found)
         replaced.bar([k + number * width for k in range(len(values))], values, width, color=colour, label=label)
         replaced.set_xticks(range(len(values)), ["its own", *one.replaced], rotation=30, ha="right")
-        quotas.plot(list(one.by_quota), list(one.by_quota.values()), "o-", color=colour, label=label)
+        quotas.plot(
+            list(one.by_quota), [accuracy.value for accuracy in one.by_quota.values()], "o-", color=colour, label=label
+        )
     replaced.set(ylabel="accuracy", xlabel="what is fed in place of latents", ylim=(0, 1))
     quotas.set(ylabel="accuracy", xlabel="latents in a run", ylim=(0, 1))

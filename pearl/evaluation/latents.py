@@ -7,13 +7,16 @@ latent: evidence counts only where a latent does better than that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from pearl.errors import PearlError
 from pearl.evaluation.benchmarks.trajectories import question_of
@@ -21,33 +24,39 @@ from pearl.evaluation.insides import Insides, objective_of
 from pearl.evaluation.modes.latent import Change, Decoded, LatentDecoder
 from pearl.evaluation.records import Question
 from pearl.evaluation.scoring import choice_of
+from pearl.evaluation.statistics import Estimate, bootstrap_interval
 from pearl.evaluation.subject import Subject
+from pearl.images import ImageError
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template, load_template
+from pearl.trainer.families import FamilyError
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.objectives.pearl import Pearl, PearlLosses
 from pearl.trainer.packing import Example
+from pearl.trainer.views import ViewError
 from pearl.trainer.watch import effective_rank, likeness, spread
 
 QUOTAS = (0, 1, 2, 4, 8, 16)
 CANDIDATES = (2, 16, 128)
 DRAWS = 50
+RUNS = 1 + 4 + len(QUOTAS)
+"""How often each question is answered: plainly, with latents replaced, and with other numbers of them."""
 
 
 @dataclass(frozen=True)
 class Replaced:
     """What became of the answers when latents were replaced: accuracy, and the share of answers that changed."""
 
-    accuracy: float
-    changed: float
+    accuracy: Estimate
+    changed: Estimate
 
 
 @dataclass(frozen=True)
 class Found:
     """How often the target most like an embedding (`likeness`) is its own, among candidates; of the control likewise."""
 
-    embedding: float
-    control: float
+    embedding: Estimate
+    control: Estimate
     chance: float
 
 
@@ -55,7 +64,9 @@ class Found:
 class Evidence:
     """
     Attributes:
-        questions: How many were asked.
+        questions: How many were asked; `left_out`: how many could not be, by reason.
+        judged: Of how many embeddings the figures below are: an answer's mean latent, where it made any, or what
+            `pearl` predicted.
         accuracy: Through the model's own latents; None for `pearl`, which makes none.
         replaced: By what latents were replaced with.
         by_quota: Accuracy by the number of latents in a run.
@@ -67,50 +78,80 @@ class Evidence:
     model: str
     objective: str
     questions: int
+    left_out: dict[str, int]
+    judged: int
     distance: float
     distance_control: float
     ranks: tuple[float, float]
     spreads: tuple[float, float]
     retrieval: dict[int, Found]
-    accuracy: float | None = None
+    accuracy: Estimate | None = None
     replaced: dict[str, Replaced] = field(default_factory=dict)
-    by_quota: dict[int, float] = field(default_factory=dict)
+    by_quota: dict[int, Estimate] = field(default_factory=dict)
 
 
 def latent_evidence(
-    subject: Subject, trajectories: Sequence[Trajectory], batch_size: int = 16, max_new_tokens: int = 128
+    subject: Subject,
+    trajectories: Sequence[Trajectory],
+    batch_size: int = 16,
+    max_new_tokens: int = 128,
+    progress: bool = False,
 ) -> Evidence:
-    """
+    """A trajectory that the objective cannot use, or without options to score by, is left out and counted.
+
     Raises:
-        PearlError: the model was not trained by `pearl-train`, or with an objective that has no latents.
+        PearlError: the model was not trained by `pearl-train`, or with an objective that has no latents; or fewer than
+            two trajectories gave a latent.
     """
     objective, losses = objective_of(subject)
     template = load_template((subject.settings or {})["template"])
+    predicts = isinstance(objective, Pearl)
+    decoder = None if predicts else LatentDecoder(subject)
+    insides = Insides.of(subject) if decoder is None else decoder.insides
+    usable, left_out = _usable(insides, objective, template, trajectories, with_options=not predicts)
     if isinstance(objective, Pearl):
-        embeddings, targets, control = _predicted(subject, objective, losses, template, trajectories)
-        return _evidence(subject, objective, len(trajectories), embeddings, targets, control)
-    for one in trajectories:
-        if one.answer not in one.choices:
-            raise PearlError(f"trajectory {one.id}: its answer is not one of its options")
-    questions = [question_of(one, template, "trajectories") for one in trajectories]
-    decoder = LatentDecoder(subject)
-    trial = _Trial(decoder, questions, batch_size, max_new_tokens)
-    plain = trial.run()
-    embeddings, targets, control = _made(decoder, losses, template, trajectories, plain)
-    found = _evidence(subject, objective, len(trajectories), embeddings, targets, control)
-    replaced = {name: trial.compared(plain, trial.run(change)) for name, change in _changes(plain)}
-    replaced["removed"] = trial.compared(plain, trial.run(quota=0))
-    by_quota = {quota: trial.accuracy(trial.run(quota=quota)) for quota in QUOTAS}
+        bar = tqdm([example for _, example in usable], subject.name, unit="trajectory", disable=not progress)
+        embeddings, targets, control = _predicted(insides, objective, losses, bar)
+        return _evidence(subject, objective, len(usable), left_out, embeddings, targets, control)
+    assert decoder is not None
+    questions = [question_of(one, template, "trajectories") for one, _ in usable]
+    with tqdm(total=RUNS * len(usable), desc=subject.name, unit="answer", disable=not progress) as bar:
+        trial = _Trial(decoder, questions, batch_size, max_new_tokens, bar)
+        plain = trial.run()
+        embeddings, targets, control = _made(decoder, losses, [example for _, example in usable], plain)
+        found = _evidence(subject, objective, len(usable), left_out, embeddings, targets, control)
+        replaced = {name: trial.compared(plain, trial.run(change)) for name, change in _changes(plain)}
+        runs = {quota: trial.run(quota=quota) for quota in QUOTAS}
+    replaced["removed"] = trial.compared(plain, runs[0])
+    by_quota = {quota: trial.accuracy(one) for quota, one in runs.items()}
     return replace(found, accuracy=trial.accuracy(plain), replaced=replaced, by_quota=by_quota)
+
+
+def _usable(
+    insides: Insides, objective: Objective, template: Template, trajectories: Sequence[Trajectory], with_options: bool
+) -> tuple[list[tuple[Trajectory, Example]], dict[str, int]]:
+    """Those that can be asked, with the objective's views of them; how many cannot, by reason."""
+    usable, left_out = list[tuple[Trajectory, Example]](), Counter[str]()
+    for one in trajectories:
+        if with_options and one.answer not in one.choices:
+            left_out["its answer is not one of its options"] += 1
+            continue
+        conversation = Conversation(one, template)
+        try:
+            images = [insides.encoder.image(image) for image in conversation.images]
+            usable.append((one, objective.example(conversation, images, insides.encoder)))
+        except (ImageError, ViewError, FamilyError) as error:
+            left_out[str(error)] += 1
+    return usable, dict(left_out)
 
 
 class _Trial:
     """The same questions, answered again and again."""
 
     def __init__(
-        self, decoder: LatentDecoder, questions: Sequence[Question], batch_size: int, max_new_tokens: int
+        self, decoder: LatentDecoder, questions: Sequence[Question], batch_size: int, max_new_tokens: int, bar: Any
     ) -> None:
-        self.decoder, self.questions, self.max_new_tokens = decoder, questions, max_new_tokens
+        self.decoder, self.questions, self.max_new_tokens, self.bar = decoder, questions, max_new_tokens, bar
         self.batches = [slice(start, start + batch_size) for start in range(0, len(questions), batch_size)]
         self.examples = [decoder.example(question) for question in questions]
 
@@ -120,18 +161,20 @@ class _Trial:
         for batch in self.batches:
             feed = None if change is None else change.starting_at(batch.start)
             decoded += decoder.decode(self.examples[batch], self.max_new_tokens, feed)
+            self.bar.update(len(self.examples[batch]))
         return decoded
 
     def choices(self, decoded: Sequence[Decoded]) -> list[int | None]:
         return [choice_of(one.text, q, "strict") for one, q in zip(decoded, self.questions, strict=True)]
 
-    def accuracy(self, decoded: Sequence[Decoded]) -> float:
-        right = [choice == q.answer for choice, q in zip(self.choices(decoded), self.questions, strict=True)]
-        return float(np.mean(right))
+    def accuracy(self, decoded: Sequence[Decoded]) -> Estimate:
+        return bootstrap_interval(
+            [choice == q.answer for choice, q in zip(self.choices(decoded), self.questions, strict=True)]
+        )
 
     def compared(self, plain: Sequence[Decoded], other: Sequence[Decoded]) -> Replaced:
         pairs = zip(self.choices(plain), self.choices(other), strict=True)
-        return Replaced(self.accuracy(other), float(np.mean([before != after for before, after in pairs])))
+        return Replaced(self.accuracy(other), bootstrap_interval([before != after for before, after in pairs]))
 
 
 @dataclass(frozen=True)
@@ -170,20 +213,15 @@ def _changes(plain: Sequence[Decoded]) -> Iterator[tuple[str, _Change]]:
 
 @torch.no_grad()
 def _made(
-    decoder: LatentDecoder,
-    losses: Losses,
-    template: Template,
-    trajectories: Sequence[Trajectory],
-    plain: Sequence[Decoded],
+    decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mean latent of each answer, that of the latents that the objective would have fed (from the tool's output),
     and, as control, the mean of the whole image's visual tokens; (N, H) each."""
     learner = decoder.insides.learner(losses)
     rows = []
-    for trajectory, one in zip(trajectories, plain, strict=True):
+    for example, one in zip(examples, plain, strict=True):
         if not len(one.latents):
             continue
-        example = _example(decoder.insides, decoder.objective, template, trajectory)
         batch = decoder.insides.batch([example])
         oracle = learner.states(batch).latents
         image = decoder.insides.family.visual(learner.base.model, batch.images).tokens
@@ -194,16 +232,14 @@ def _made(
 
 @torch.no_grad()
 def _predicted(
-    subject: Subject, objective: Pearl, losses: Losses, template: Template, trajectories: Sequence[Trajectory]
+    insides: Insides, objective: Pearl, losses: Losses, examples: Iterable[Example]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted and target embeddings, and as control the state before the first predictor token; (N, H) each."""
     if not objective.jepa or not isinstance(losses, PearlLosses):
-        raise PearlError(f"{subject.name} was trained without L_JEPA, so it predicts no embedding")
-    insides = Insides.of(subject)
+        raise PearlError(f"{insides.subject.name} was trained without L_JEPA, so it predicts no embedding")
     learner = insides.learner(losses)
     rows = []
-    for trajectory in trajectories:
-        example = _example(insides, objective, template, trajectory)
+    for example in examples:
         batch = insides.batch([example])
         states = learner.states(batch)
         first = int(np.flatnonzero(example.views["source"].predictors >= 0)[0])
@@ -215,11 +251,6 @@ def _predicted(
     return _stacked(rows)
 
 
-def _example(insides: Insides, objective: Objective, template: Template, trajectory: Trajectory) -> Example:
-    conversation = Conversation(trajectory, template)
-    return objective.example(conversation, [insides.encoder.image(one) for one in conversation.images], insides.encoder)
-
-
 def _stacked(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     if len(rows) < 2:
         raise PearlError("fewer than two trajectories gave a latent: nothing can be told from them")
@@ -228,31 +259,44 @@ def _stacked(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _evidence(
-    subject: Subject, objective: Objective, questions: int, embeddings: Tensor, targets: Tensor, control: Tensor
+    subject: Subject,
+    objective: Objective,
+    questions: int,
+    left_out: dict[str, int],
+    embeddings: Tensor,
+    targets: Tensor,
+    control: Tensor,
 ) -> Evidence:
     return Evidence(
         model=subject.name,
         objective=objective.name,
         questions=questions,
+        left_out=left_out,
+        judged=len(embeddings),
         distance=float((1 - F.cosine_similarity(embeddings, targets)).mean()),
         distance_control=float((1 - F.cosine_similarity(control, targets)).mean()),
         ranks=(effective_rank(embeddings), effective_rank(targets)),
         spreads=(spread(embeddings), spread(targets)),
         retrieval={
-            count: Found(retrieval_among(embeddings, targets, count), retrieval_among(control, targets, count), 1 / count)
+            count: Found(
+                bootstrap_interval(retrieval_among(embeddings, targets, count)),
+                bootstrap_interval(retrieval_among(control, targets, count)),
+                1 / count,
+            )
             for count in CANDIDATES
             if count <= len(targets)
         },
     )  # fmt: skip
 
 
-def retrieval_among(embeddings: Tensor, targets: Tensor, count: int, seed: int = 0) -> float:
-    """How often the target most like an embedding (`likeness`) is its own, among `count`: its own and others drawn at
-    random."""
+def retrieval_among(embeddings: Tensor, targets: Tensor, count: int, seed: int = 0) -> np.ndarray:
+    """For each of N embeddings, how often the target most like it (`likeness`) is its own, among `count`: its own and
+    others drawn at random; (N,)."""
     near = likeness(embeddings, targets).numpy()
     rng = np.random.default_rng(seed)
     own, total = near.diagonal()[:, None], len(near)
     others = rng.integers(0, total - 1, (DRAWS, total, count - 1))
     others += others >= np.arange(total)[:, None]
     best = np.take_along_axis(near[None], others, axis=2).max(2)
-    return float((own[:, 0] > best).mean())
+    shares: np.ndarray = (own[:, 0] > best).mean(0)
+    return shares

@@ -184,7 +184,6 @@ def _benchmarks(
     return [
         {
             "name": name,
-            "version": results.setup.benchmarks[name],
             "chance": _chance([one for one in questions.values() if one.benchmark == name and one.options]),
             "scores": [
                 {**asdict(score), "run": runs.index((score.model, score.mode))}

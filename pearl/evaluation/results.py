@@ -30,8 +30,11 @@ from pearl.evaluation.records import CallMade, Prediction, Protocol, Reply
 from pearl.evaluation.statistics import Key
 from pearl.files import whole_file
 
-FORMAT = 1
+FORMAT = 2
+PARTS = ("models", "modes", "benchmarks")
 RUN_FILE = "run.json"
+PLACE = "place"
+"""Where a benchmark lies: it may lie elsewhere when a run is gone on with, if its questions are the same."""
 LIBRARIES = ("pearl-vlm", "torch", "transformers", "peft", "numpy", "pillow")
 
 _CALL = pa.struct([(name, pa.string()) for name in ("tool", "arguments", "fault", "observation")])
@@ -62,21 +65,19 @@ class ResultsError(PearlError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is asked.
+    """What is asked. Models, modes and benchmarks have their names and, as JSON values, what decides an answer.
 
     Attributes:
-        models: Their names with what tells their weights apart (a digest, a revision).
-        modes: How they answer.
-        benchmarks: Their names with the versions of their questions.
+        models: Their weights (a digest, a revision) and numeric type.
+        modes: How they answer: the most new tokens, calls, latents, …
+        benchmarks: Their version, a digest of their questions, and `PLACE`.
         protocol: How questions are worded and answers are read.
-        limits: What else decides an answer, as JSON values: the most new tokens, calls, questions, latents, …
     """
 
-    models: Mapping[str, str]
-    modes: Sequence[str]
-    benchmarks: Mapping[str, str]
+    models: Mapping[str, Mapping[str, Any]]
+    modes: Mapping[str, Mapping[str, Any]]
+    benchmarks: Mapping[str, Mapping[str, Any]]
     protocol: Protocol
-    limits: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Results:
 
         Raises:
             ResultsError: there are results and `resume` is not set; or what is there was asked with another protocol,
-                of another version of a benchmark, of other weights or within other limits.
+                of other questions or weights, or in another way.
         """
         results = cls(folder)
         run, asked = folder / RUN_FILE, _as_json(setup)
@@ -203,28 +204,22 @@ def _as_json(setup: Setup) -> dict[str, Any]:
 
 
 def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    changed = [
-        f"{what} {name!r} was {before[names][name]!r}, now {asked[names][name]!r}"
-        for names, what in (("benchmarks", "benchmark"), ("models", "model"))
-        for name in sorted(before[names].keys() & asked[names].keys())
-        if before[names][name] != asked[names][name]
-    ]
-    for name in sorted(before["limits"].keys() | asked["limits"].keys()):
-        was, now = before["limits"].get(name), asked["limits"].get(name)
-        if was != now:
-            changed.append(f"limit {name!r} was {was!r}, now {now!r}")
+    changed = list[str]()
+    for names in PARTS:
+        for name in sorted(before[names].keys() & asked[names].keys()):
+            was, now = before[names][name], asked[names][name]
+            changed += [
+                f"{key} of {names.removesuffix('s')} {name!r} was {was.get(key)!r}, now {now.get(key)!r}"
+                for key in sorted((was.keys() | now.keys()) - {PLACE})
+                if was.get(key) != now.get(key)
+            ]
     if before["protocol"] != asked["protocol"]:
         changed.append(f"the protocol was {before['protocol']!r}, now {asked['protocol']!r}")
     return changed
 
 
 def _merged(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **asked,
-        "models": before["models"] | asked["models"],
-        "modes": list(dict.fromkeys([*before["modes"], *asked["modes"]])),
-        "benchmarks": before["benchmarks"] | asked["benchmarks"],
-    }
+    return {**asked, **{names: before[names] | asked[names] for names in PARTS}}
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

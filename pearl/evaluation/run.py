@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
 from pearl.errors import PearlError
-from pearl.evaluation.benchmarks.base import Benchmark
+from pearl.evaluation.benchmarks.base import Benchmark, BenchmarkError
 from pearl.evaluation.benchmarks.registry import open_benchmark
 from pearl.evaluation.modes.base import DecodingMode
 from pearl.evaluation.modes.direct import Direct
@@ -18,10 +21,11 @@ from pearl.evaluation.modes.latent import Latent
 from pearl.evaluation.modes.tools import TOOLS, Prompt, ToolUse
 from pearl.evaluation.records import Mode, Prediction, Protocol, Question, Reply
 from pearl.evaluation.report import write_report, write_summary
-from pearl.evaluation.results import Results, Setup, read_results
+from pearl.evaluation.results import PLACE, Results, Setup, StoredResults, read_results
 from pearl.evaluation.scoring import choice_of
 from pearl.evaluation.statistics import Key, Summary, summarise
 from pearl.evaluation.subject import Subject
+from pearl.trainer.callbacks import tell
 from pearl.trainer.config import Precision
 
 
@@ -44,6 +48,7 @@ class EvalConfig:
         max_calls: A question's, in mode `tools`.
         tool_prompt: How tools are announced (`ToolUse`).
         latents: In a run, in mode `latent`; None: as many as the model was trained with, or 8 for `lvr`.
+        latent_end: What ends a run of `lvr`: its quota, or the token that the model says before that.
         device, dtype: "auto": a GPU where there is one, and bf16 on it.
         resume: Go on with what is in `out`.
         trust_remote_code, allow_pickle: For models that need them.
@@ -63,6 +68,7 @@ class EvalConfig:
     max_calls: int = 6
     tool_prompt: Prompt = "auto"
     latents: int | None = None
+    latent_end: Literal["quota", "token"] = "quota"
     device: str = "auto"
     dtype: Precision = "auto"
     resume: bool = False
@@ -76,70 +82,136 @@ class EvalConfig:
             raise PearlError(f"there is no mode {', '.join(sorted(unknown))}; there are {', '.join(get_args(Mode))}")
         if min(self.batch_size, self.max_new_tokens) < 1:
             raise PearlError("--batch-size and --max-new-tokens must be at least 1")
+        if "latent" in self.modes and self.protocol == "pearl-published":
+            raise PearlError("--scoring pearl-published allows four tokens: no room for latents, so no mode latent")
 
-    def limits(self) -> dict[str, Any]:
-        """What decides an answer beside model, mode and benchmark."""
-        found: dict[str, Any] = {"questions a category": self.limit, "new tokens": self.max_new_tokens}
-        if self.opening:
-            found["opening"] = self.opening
-        if "tools" in self.modes:
-            found |= {"tools": list(self.tools), "tool settings": dict(self.tool_settings), "calls": self.max_calls}
-            found["tool prompt"] = self.tool_prompt
-        if "latent" in self.modes:
-            found["latents"] = self.latents
-        return found
+    def limits(self, mode: Mode) -> dict[str, Any]:
+        """What decides the answers of a mode."""
+        own: dict[Mode, dict[str, Any]] = {
+            "direct": {"opening": self.opening},
+            "tools": {
+                "tools": list(self.tools), "tool settings": dict(self.tool_settings), "calls": self.max_calls,
+                "tool prompt": self.tool_prompt,
+            },
+            "latent": {"latents": self.latents, "end": self.latent_end},
+        }  # fmt: skip
+        return {"new tokens": self.max_new_tokens, **own[mode]}
 
 
 def evaluate(config: EvalConfig, progress: bool = True) -> Summary:
     """Asks what has not been asked yet, and leaves predictions, `summary.json`, `summary.md` and `report.html`.
 
+    A model that cannot answer in one of several modes is not asked in it, with a note.
+
     Raises:
-        PearlError: a benchmark, a model or a tool cannot be used, or `out` holds something else.
+        PearlError: a benchmark, a model or a tool cannot be used, no model can answer in any mode, or `out` holds
+            something else. What was answered before that has its summary and page.
     """
-    benchmarks = [open_benchmark(name, config.protocol, config.limit) for name in config.benchmarks]
-    asked = {benchmark.name: benchmark.questions() for benchmark in benchmarks}
+    asked = [Asked.of(open_benchmark(name, config.protocol, config.limit)) for name in config.benchmarks]
     modes = [_mode(name, config) for name in config.modes]
-    fingerprints, results = dict[str, str](), None
-    for name in config.models:
-        subject = Subject.load(name, config.device, config.dtype, config.allow_pickle, config.trust_remote_code)
-        fingerprints[name] = subject.fingerprint()
-        setup = _setup(config, benchmarks, {name: fingerprints[name]})
-        results = Results.open(Path(config.out), setup, resume=config.resume or results is not None)
-        for mode in modes:
-            for benchmark, questions in asked.items():
-                _answer(results, subject, mode, Key(name, mode.name, benchmark), questions, config, progress)
-    return write_everything(Path(config.out), benchmarks, asked)
+    results, unable = None, list[str]()
+    try:
+        for name in config.models:
+            subject = Subject.load(name, config.device, config.dtype, config.allow_pickle, config.trust_remote_code)
+            able = [mode for mode in modes if not _refused(mode, subject, unable)]
+            if not able:
+                continue
+            setup = _setup(config, asked, subject, able)
+            results = Results.open(Path(config.out), setup, resume=config.resume or results is not None)
+            for mode in able:
+                for one in asked:
+                    _answer(
+                        results,
+                        subject,
+                        mode,
+                        Key(name, mode.name, one.benchmark.name),
+                        one.questions,
+                        config,
+                        progress,
+                    )
+    except PearlError:
+        if results is not None:
+            write_everything(Path(config.out), asked)
+        raise
+    if results is None:
+        raise PearlError("; ".join(unable))
+    for reason in unable:
+        tell(f"note: not asked: {reason}")
+    return write_everything(Path(config.out), asked)
 
 
-def write_everything(folder: Path, benchmarks: Sequence[Benchmark], asked: Mapping[str, Sequence[Question]]) -> Summary:
-    """Summary and page of all that a folder holds."""
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark and its questions."""
+
+    benchmark: Benchmark
+    questions: tuple[Question, ...]
+
+    @classmethod
+    def of(cls, benchmark: Benchmark) -> Asked:
+        return cls(benchmark, benchmark.questions())
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run is gone on with; where the benchmark lies may change."""
+        digest = hashlib.sha256()
+        for one in self.questions:
+            words = (one.id, one.category, one.prompt, one.options, one.answer, one.opening, one.max_new_tokens)
+            digest.update(json.dumps(words).encode())
+            for image in one.images:
+                digest.update(hashlib.sha256(image.data).digest())
+        place, version = self.benchmark.place, self.benchmark.version
+        return {"version": version, "questions": digest.hexdigest()[:16], PLACE: place}
+
+
+def write_everything(folder: Path, asked: Sequence[Asked]) -> Summary:
+    """Summary and page of all that a folder holds, benchmarks that were asked earlier included."""
     stored = read_results(folder)
-    pairs = {one.name: found for one in benchmarks if (found := one.pairs(asked[one.name]))}
+    asked = [*asked, *_asked_before(stored, {one.benchmark.name for one in asked})]
+    pairs = {one.benchmark.name: found for one in asked if (found := one.benchmark.pairs(one.questions))}
     summary = summarise(stored.predictions, pairs)
     write_summary(summary, folder)
-    questions = {(name, question.id): question for name, found in asked.items() for question in found}
+    questions = {(one.benchmark.name, question.id): question for one in asked for question in one.questions}
     write_report(stored, summary, questions, folder / "report.html")
     return summary
+
+
+def _asked_before(stored: StoredResults, known: Collection[str]) -> Iterator[Asked]:
+    """The other benchmarks of a folder; one that has changed or is gone is left out: the page lacks its pictures."""
+    for name, identity in stored.setup.benchmarks.items():
+        if name not in known:
+            with suppress(BenchmarkError):
+                place = identity[PLACE]
+                one = Asked.of(open_benchmark(f"{name}={place}" if place else name, stored.setup.protocol))
+                yield one
+
+
+def _refused(mode: DecodingMode, subject: Subject, unable: list[str]) -> bool:
+    """Whether a model cannot answer in a mode; `unable` gets the reason."""
+    try:
+        mode.check(subject)
+    except PearlError as error:
+        unable.append(f"{subject.name} in mode {mode.name}: {error}")
+        return True
+    return False
 
 
 def _mode(name: Mode, config: EvalConfig) -> DecodingMode:
     if name == "direct":
         return Direct(config.max_new_tokens, config.opening)
     if name == "latent":
-        return Latent(config.max_new_tokens, config.latents)
+        return Latent(config.max_new_tokens, config.latents, config.latent_end == "token")
     return ToolUse(
         config.tools, config.tool_settings, max_calls=config.max_calls, max_new_tokens=config.max_new_tokens,
         prompt=config.tool_prompt,
     )  # fmt: skip
 
 
-def _setup(config: EvalConfig, benchmarks: Sequence[Benchmark], models: Mapping[str, str]) -> Setup:
+def _setup(config: EvalConfig, asked: Sequence[Asked], subject: Subject, modes: Sequence[DecodingMode]) -> Setup:
     return Setup(
-        models=models,
-        modes=config.modes,
-        benchmarks={one.name: f"{one.version} {one.place or ''}".strip() for one in benchmarks},
+        models={subject.name: {"weights": subject.fingerprint(), "dtype": str(subject.model.dtype)}},
+        modes={mode.name: config.limits(mode.name) for mode in modes},
+        benchmarks={one.benchmark.name: one.identity() for one in asked},
         protocol=config.protocol,
-        limits=config.limits(),
     )
 
 

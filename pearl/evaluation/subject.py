@@ -212,6 +212,9 @@ class Subject:
             return " ".join(str(error).split())[:200] or type(error).__name__
         return ""
 
+    def count_tokens(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     @torch.inference_mode()
     def say(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Said]:
         """Goes on from each conversation, as one batch: always the likeliest token, without any penalty.

@@ -27,6 +27,12 @@ class DecodingMode(ABC):
 
     name: ClassVar[Mode]
 
+    def check(self, subject: Subject) -> None:  # noqa: B027
+        """
+        Raises:
+            PearlError: this model cannot answer so.
+        """
+
     @abstractmethod
     def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
         """One reply a question, in order; the questions are decoded together.

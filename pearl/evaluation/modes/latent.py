@@ -195,11 +195,17 @@ class Latent(DecodingMode):
         self.max_new_tokens, self.quota, self.closing = max_new_tokens, quota, closing
         self._decoder: LatentDecoder | None = None
 
-    def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
-        begin = time.perf_counter()
+    def check(self, subject: Subject) -> None:
+        self._of(subject)
+
+    def _of(self, subject: Subject) -> LatentDecoder:
         if self._decoder is None or self._decoder.subject is not subject:
             self._decoder = LatentDecoder(subject, self.quota, self.closing)
-        decoder = self._decoder
+        return self._decoder
+
+    def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
+        begin = time.perf_counter()
+        decoder = self._of(subject)
         limit = max(question.max_new_tokens or self.max_new_tokens for question in questions)
         decoded = decoder.decode([decoder.example(question) for question in questions], limit)
         seconds = (time.perf_counter() - begin) / len(questions)

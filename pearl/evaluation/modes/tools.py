@@ -102,6 +102,9 @@ class ToolUse(DecodingMode):
         self.max_calls, self.max_pixels, self.max_new_tokens = max_calls, max_pixels, max_new_tokens
         self.prompt: Prompt = prompt
 
+    def check(self, subject: Subject) -> None:
+        self.announcement(subject)
+
     def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
         begin = time.perf_counter()
         announced = self.announcement(subject)
@@ -162,6 +165,7 @@ class _Dialogue:
 
     Attributes:
         pictures: The question's images, then one entry a step, None where it gave no image.
+        own_tokens: Of the model's own turns as they stand in the conversation.
         done: The last turn was said.
     """
 
@@ -172,7 +176,7 @@ class _Dialogue:
         self.messages = announced.open(images, question.prompt)
         self.turns: list[str] = []
         self.calls: list[CallMade] = []
-        self.prompt_tokens = self.new_tokens = self.steps = self.pixels = 0
+        self.prompt_tokens = self.new_tokens = self.own_tokens = self.steps = self.pixels = 0
         self.last = self.done = False
 
     @property
@@ -184,7 +188,7 @@ class _Dialogue:
         if said.ended == "too long":
             self._end_too_long(said)
             return None
-        self.prompt_tokens = said.prompt_tokens - self.new_tokens
+        self.prompt_tokens = said.prompt_tokens - self.own_tokens
         self.new_tokens += said.new_tokens
         self.turns.append(said.text)
         reading = read_turn(said.text)
@@ -195,6 +199,7 @@ class _Dialogue:
 
     def _take(self, reading: Reading) -> ToolCall | None:
         self.messages.append(message("assistant", reading.written))
+        self.own_tokens += self.subject.count_tokens(reading.written)
         if reading.more:
             self.calls.append(CallMade("", "{}", "several calls", ""))
         if self.last or self.steps == self.mode.max_calls:
@@ -248,7 +253,7 @@ class _Dialogue:
         self.done = True
 
     def reply(self, seconds: float) -> Reply:
-        """All that was said. Tokens that were given are those of the last prompt, less what the model made itself."""
+        """All that was said. Tokens that were given are those of the last prompt, less what in it the model said itself."""
         return Reply(self.turns[-1], tuple(self.turns), self.prompt_tokens, self.new_tokens, seconds, tuple(self.calls))
 
 
