@@ -17,8 +17,9 @@ BEST = RATES[1]
 
 def measured(right: str, seconds: float = 0.5) -> dict[str, object]:
     share = right.count("1") / len(right)
-    one = {"accuracy": share, "categories": {"shape": share}, "calls": 0.0, "new tokens": 2.0, "seconds": seconds}
-    return {"benchmarks": {name: {**one, "right": right} for name in ("trajectories", "scenes")}}
+    one = {"accuracy": share, "categories": {"shape": share}, "calls": 0.0, "prompt tokens": 60.0, "new tokens": 2.0}
+    one["seconds"] = seconds
+    return {"benchmarks": {name: {**one, "right": right} for name in ("val", "test", "scenes")}}
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_jobs_have_names_of_their_own_and_go_seed_by_seed() -> None:
 def test_the_rate_is_the_best_of_the_search(found: Path) -> None:
     assert work.chosen_rates() == {job.variant.name: BEST if job.rate else 0.0 for job in searches()}
     assert searched().splitlines()[2:4] == [
-        "| base | 25.0 | 25.0 | 25.0 | 25.0 |", "| sft-answer | 25.0 | 75.0 | 25.0 | 25.0 |"
+        f"| base |{' 25.0 |' * 6}", "| sft-answer | 25.0 | 75.0 | 25.0 | 25.0 | 25.0 | 25.0 |"
     ]  # fmt: skip
     next(found.glob("search-*")).unlink()
     with pytest.raises(SystemExit, match="run the search first"):
@@ -55,8 +56,10 @@ def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:
             content = measured(answers[job.variant.name][job.seed])
             (found / f"{job.name}.json").write_text(json.dumps(content))
     text = markdown(rows())
-    assert "| base | 1 |  | 25.0 | 25.0 | 0.00 | 2.00 | 0.500 |" in text
-    assert "| sft-answer | 2 | 3e-05 | 62.5 ± 17.7 | 62.5 ± 17.7 |" in text
+    assert "| base | 1 |  | 25.0 | 25.0 | 25.0 | 0.00 | 60.00 | 2.00 | 0.500 |" in text
+    half = 12.706 * 17.678 / 2**0.5  # Student's
+    assert f"| sft-answer | 2 | 1e-05 |{f' 62.5 ± {half:.1f} |' * 3}" in text
+    assert f"best form of `pearl` is `{DIRECT}` (100.0) and the best of the others is `sft-answer` (62.5)" in text
     assert f"| {DIRECT} − sft-answer | 2 | +37.5 (" in text
     assert f"| {DIRECT} − {CONTROL} | 1 | +0.0 |" in text
     assert f"| {DIRECT} − base | 2 | +75.0 (" in text
@@ -73,6 +76,18 @@ def test_paired_differences_draw_seeds_and_questions() -> None:
     assert paired(differences(ours, theirs[:1], fixed=True)).value == (ours - theirs[:1]).mean()
     assert paired(differences(ours[:3], theirs)).value == (ours[:3] - theirs[:3]).mean()
     assert len(differences(ours, theirs[:1])) == 1
+
+
+def test_few_seeds_give_wide_intervals() -> None:
+    """Of 400 questions that all move together with their seed, so that Student's interval is known."""
+    shares = np.array([0.0, 0.1, 0.02])
+    difference = (np.arange(400) < 400 * shares[:, None]).astype(int)
+    alone = np.tile(shares[:, None], (1, 400))  # no noise of questions
+    one, half = paired(alone), 4.303 * shares.std(ddof=1) / 3**0.5
+    assert one.value == pytest.approx(shares.mean())
+    assert one.high - one.low == pytest.approx(2 * half, rel=0.25)  # a bootstrap of three values is coarse
+    both = paired(difference)
+    assert both.high - both.low > 0.9 * (one.high - one.low)
 
 
 def test_a_part_of_a_page_is_replaced_alone(tmp_path: Path) -> None:

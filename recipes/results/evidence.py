@@ -1,8 +1,8 @@
 """What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
 Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
-`pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl`, and where `tools` looks with its first
-calls; puts tables and curves into docs/results.md.
+`pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl` and of two models of the search, and where
+`tools` looks with its first calls; puts tables and curves into docs/results.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import torch
 from pearl.records import Box
 from recipes.results.base import BASE
 from recipes.results.data import DATA
-from recipes.results.jobs import DIRECT, STEPS, table
-from recipes.results.table import put
+from recipes.results.jobs import DIRECT, STEPS, Job, table, variant
+from recipes.results.table import PAGE, put
 from recipes.results.work import chosen_rates, model_of, result
 
 ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS)
 TRAJECTORIES = 256
+TALKATIVE = 3e-4
+"""A learning rate of the search at which `lvr` and `mirage` do begin latents, as at their best rates they do not."""
 
 
 def gains(models: dict[str, str]) -> str:
@@ -96,18 +98,25 @@ def latents(models: dict[str, str], out: Path, images: Path) -> str:
     return "\n\n".join([*without, picture, markdown(found).replace("## ", "### ").strip()])
 
 
+def write(work: Path, page: Path) -> None:
+    torch.set_num_threads(1)
+    first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
+    put(page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], work))}))
+    answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
+    put(page, "boxes", boxes(work / "evaluated" / job.name / "test" for job in answered))
+    models = {name: str(model_of(first[name], work)) for name in ASKED}
+    for name in ("lvr", "mirage"):
+        searched = Job(variant(name), TALKATIVE, 0, "search")
+        models[f"{name} at {TALKATIVE:g}, {searched.updates} updates"] = str(model_of(searched, work))
+    put(page, "latents", latents(models, work / "evidence", page.parent / "images"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/results"))
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
-    put(options.page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], options.work))}))
-    answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
-    put(options.page, "boxes", boxes(options.work / "evaluated" / job.name for job in answered))
-    models = {name: str(model_of(first[name], options.work)) for name in ASKED}
-    put(options.page, "latents", latents(models, options.work / "evidence", options.page.parent / "images"))
+    write(options.work, options.page)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from recipes.results.encoder import FOLDER
+
 Phase = Literal["search", "table"]
 SEARCH_UPDATES, UPDATES, LONGER, BATCH_SIZE = 100, 200, 400, 8
-RATES = (1e-5, 3e-5, 1e-4, 3e-4)
+RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
 DIRECT = "pearl, direct branch"
 STEPS = f"{DIRECT}, step targets"
 CONTROL = "sft and sft-answer"
 """What is left of it without JEPA and NextLat."""
-ENCODER = "timm:local-dir:runs/results/encoder"
+ENCODER = f"timm:local-dir:{FOLDER}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def variant(name: str) -> Variant:
 
 
 def searches() -> Iterator[Job]:
-    """The same four learning rates for each objective, one seed; and the base."""
+    """The same learning rates for each objective, one seed; and the base."""
     for one in VARIANTS:
         if one.objective is None:
             yield Job(one, 0.0, 0, "search")

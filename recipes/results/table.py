@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ from pearl.evaluation.statistics import Estimate
 from recipes.results.jobs import CONTROL, DIRECT, RATES, STEPS, VARIANTS, Job, searches, table
 from recipes.results.work import chosen_rates, result
 
+PAGE = Path("docs/results.md")
 DRAWS = 4000
-TRAINED = "trajectories"
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's 97.5% quantile by the number of values."""
+TRAINED = "test"
 BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
+BASELINES = ("sft-answer", "sft", "lvr", "mirage", "sft-answer, longer")
 LONGER = ("sft-answer, longer", f"{CONTROL}, longer")
 COMPARED = {
     "pearl": OTHERS,
@@ -39,20 +44,20 @@ def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
 
 
 def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
-    """Accuracies in percent: mean ± standard deviation over seeds."""
+    """Accuracies in percent: their mean over seeds, with its 95% t interval."""
     lines = [
-        f"| | seeds | learning rate | {' | '.join(BENCHMARKS.values())} | calls | new tokens | seconds a question |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| | seeds | learning rate | val | {' | '.join(BENCHMARKS.values())} | calls | prompt tokens | new tokens | seconds a question |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for job, results in found:
         cells = [
             job.variant.name, str(len(results)), f"{job.rate:g}" if job.rate else "",
-            *(_spread(_of(results, name, "accuracy")) for name in BENCHMARKS),
-            *(f"{np.mean(_of(results, TRAINED, name)):.2f}" for name in ("calls", "new tokens")),
+            *(_spread(_of(results, name, "accuracy")) for name in ("val", *BENCHMARKS)),
+            *(f"{np.mean(_of(results, TRAINED, name)):.2f}" for name in ("calls", "prompt tokens", "new tokens")),
             f"{np.mean(_of(results, TRAINED, 'seconds')):.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_by_category(found), "", *_differences(found)])
+    return "\n".join([*lines, "", *_by_category(found), "", _chosen(found), "", *_differences(found)])
 
 
 def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
@@ -61,12 +66,34 @@ def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
     titles = [f"{BENCHMARKS[benchmark]}: {category}" for benchmark, category in names]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(names)}"]
     for job, results in found:
-        means = [
-            100 * np.mean([one["benchmarks"][benchmark]["categories"][name] for one in results])
-            for benchmark, name in names
+        cells = [
+            _spread([one["benchmarks"][benchmark]["categories"][name] for one in results]) for benchmark, name in names
         ]
-        lines.append(f"| {job.variant.name} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+        lines.append(f"| {job.variant.name} | {' | '.join(cells)} |")
     return lines
+
+
+def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
+    """The best form of `pearl` and the best of what it is compared with, both by `val`, and their difference on test."""
+    by_name = {job.variant.name: results for job, results in found}
+    val = {name: float(np.mean(_of(results, "val", "accuracy"))) for name, results in by_name.items()}
+    forms = [name for name in val if name.startswith("pearl")]
+    others = [name for name in BASELINES if name in val]
+    if not (forms and others):
+        return ""
+    ours, theirs = max(forms, key=val.__getitem__), max(others, key=val.__getitem__)
+    cells = [
+        _percent(paired(differences(_right(by_name[ours], name), _right(by_name[theirs], name)))) for name in BENCHMARKS
+    ]
+    return (
+        f"By `val` the best form of `pearl` is `{ours}` ({100 * val[ours]:.1f}) and the best of the others is `{theirs}` "
+        f"({100 * val[theirs]:.1f}). Their difference is {cells[0]} on trained skills and {cells[1]} on scenes."
+    )
+
+
+def _right(results: Sequence[dict[str, Any]], benchmark: str) -> np.ndarray:
+    """(seeds, questions) of 0 and 1."""
+    return np.array([list(map(int, one["benchmarks"][benchmark]["right"])) for one in results])
 
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
@@ -74,11 +101,7 @@ def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
     names = [job.variant.name for job, _ in found]
     compared = [(name, "base") for name in names[1:]]
     compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= {*names}]
-    right = {
-        (job.variant.name, name): np.array([list(map(int, one["benchmarks"][name]["right"])) for one in results])
-        for job, results in found
-        for name in BENCHMARKS
-    }
+    right = {(job.variant.name, name): _right(results, name) for job, results in found for name in BENCHMARKS}
     lines = [f"| | seeds | {' | '.join(BENCHMARKS.values())} |", f"|---|---|{'---|' * len(BENCHMARKS)}"]
     for ours, theirs in compared:
         seeds, cells = 0, list[str]()
@@ -96,7 +119,7 @@ def searched() -> str:
     cells: dict[str, list[str]] = {}
     for job in searches():
         measured = result(job)
-        said = f"{100 * measured['benchmarks'][TRAINED]['accuracy']:.1f}" if measured else ""
+        said = f"{100 * measured['benchmarks']['val']['accuracy']:.1f}" if measured else ""
         cells.setdefault(job.variant.name, []).extend([said] * (1 if job.rate else len(RATES)))
     return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
 
@@ -110,14 +133,22 @@ def differences(ours: np.ndarray, theirs: np.ndarray, fixed: bool = False) -> np
 
 def paired(difference: np.ndarray) -> Estimate:
     """The mean of differences (seeds, questions); its 95% interval comes from drawing seeds and questions anew, so with
-    one seed it covers the questions alone."""
+    one seed it covers the questions alone. Seeds are few: what they deviate is widened so that, were there no other
+    noise, the interval would be Student's."""
     rng = np.random.default_rng(0)
     seeds, questions = difference.shape
+    mean = difference.mean(0)
+    widened = mean + _widening(seeds) * (difference - mean)
     drawn = [
-        difference[rng.integers(0, seeds, seeds)][:, rng.integers(0, questions, questions)].mean() for _ in range(DRAWS)
+        widened[rng.integers(0, seeds, seeds)][:, rng.integers(0, questions, questions)].mean() for _ in range(DRAWS)
     ]
     low, high = np.percentile(drawn, (2.5, 97.5))
     return Estimate(float(difference.mean()), float(low), float(high))
+
+
+def _widening(seeds: int) -> float:
+    """From the spread of a bootstrap's means to Student's interval."""
+    return float(STUDENT[seeds] / NormalDist().inv_cdf(0.975) * np.sqrt(seeds / (seeds - 1))) if seeds > 1 else 1.0
 
 
 def _of(results: Sequence[dict[str, Any]], benchmark: str, name: str) -> list[float]:
@@ -125,8 +156,10 @@ def _of(results: Sequence[dict[str, Any]], benchmark: str, name: str) -> list[fl
 
 
 def _spread(values: Sequence[float]) -> str:
-    over = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.1f}{over}"
+    if len(values) < 2:
+        return f"{100 * np.mean(values):.1f}"
+    half = STUDENT[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{100 * np.mean(values):.1f} ± {100 * half:.1f}"
 
 
 def _percent(one: Estimate) -> str:
@@ -144,13 +177,16 @@ def put(page: Path, part: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
+def write(page: Path) -> None:
+    put(page, "search", searched())
+    put(page, "table", markdown(rows()))
+    print(json.dumps({job.variant.name: len(results) for job, results in rows()}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
-    options = parser.parse_args()
-    put(options.page, "search", searched())
-    put(options.page, "table", markdown(rows()))
-    print(json.dumps({job.variant.name: len(results) for job, results in rows()}))
+    parser.add_argument("--page", type=Path, default=PAGE)
+    write(parser.parse_args().page)
 
 
 if __name__ == "__main__":

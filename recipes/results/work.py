@@ -15,15 +15,22 @@ from dataclasses import replace
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pearl.files import whole_file
 from recipes.results.base import BASE
 from recipes.results.data import DATA, TOOLS
-from recipes.results.jobs import BATCH_SIZE, Job, searches, table, variant
+from recipes.results.jobs import BATCH_SIZE, Job, Phase, searches, table, variant
+
+if TYPE_CHECKING:
+    from pearl.evaluation.run import EvalConfig
 
 MEASURED = Path(__file__).parent / "measured"
+PHASES: tuple[Phase, ...] = ("search", "table")
 MAX_CALLS = 2
 """As many as a trajectory of the data has at most."""
+SPLITS: dict[Phase, tuple[str, ...]] = {"search": ("val",), "table": ("val", "test")}
+DECISIVE = ("benchmarks", "modes", "opening", "tools", "max_calls", "max_new_tokens")
 
 
 def result(job: Job) -> dict[str, Any] | None:
@@ -42,35 +49,43 @@ def chosen_rates() -> dict[str, float]:
         measured = result(job)
         if measured is None:
             raise SystemExit(f"{job.name} is missing: run the search first (--phase search)")
-        accuracy = measured["benchmarks"]["trajectories"]["accuracy"]
+        accuracy = measured["benchmarks"]["val"]["accuracy"]
         found[job.variant.name] = max(found.get(job.variant.name, (-1.0, 0.0)), (accuracy, job.rate))
     return {name: rate for name, (_, rate) in found.items()}
 
 
 def run(job: Job, work: Path, threads: int = 1) -> str:
-    """Trains and evaluates, and writes the result."""
+    """Trains and evaluates, and writes the result and, beside it, the trainings' log."""
     import torch
 
     from pearl.evaluation.results import surroundings
 
     torch.set_num_threads(threads)
-    model, losses, seconds = train(job, work)
+    model, trainings = train(job, work)
     one = job.variant
+    asked = [evaluation(job, model, work, split) for split in SPLITS[job.phase]]
     measured = {
         "variant": one.name, "rate": job.rate, "seed": job.seed, "phase": job.phase,
-        "benchmarks": evaluate(job, model, work), "losses": losses, "training seconds": round(seconds, 1),
-        **surroundings(),
+        "benchmarks": dict(chain.from_iterable(evaluate(config).items() for config in asked)),
+        "trainings": [_settings(out) for out in trainings],
+        "evaluations": [{name: getattr(config, name) for name in DECISIVE} for config in asked], **surroundings(),
     }  # fmt: skip
     MEASURED.mkdir(exist_ok=True)
-    partial = MEASURED / f".{job.name}.json"
-    partial.write_text(json.dumps(measured, indent=1) + "\n")
-    partial.replace(MEASURED / f"{job.name}.json")
+    log = "".join((out / "log.jsonl").read_text() for out in trainings)
+    for kind, text in (("jsonl", log), ("json", json.dumps(measured, indent=1) + "\n")):
+        with whole_file(MEASURED / f"{job.name}.{kind}") as partial:
+            partial.write_text(text)
     return job.name
 
 
-def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]], float]:
-    """The model (as `model_of` says), of each of its trainings the losses of the first and the last update, and how
-    many seconds they took."""
+def _settings(out: Path) -> dict[str, Any]:
+    """Of a training, but where it lay."""
+    settings: dict[str, Any] = json.loads((out / "config.json").read_text())["settings"]
+    return {name: value for name, value in settings.items() if name not in ("out", "model")}
+
+
+def train(job: Job, work: Path) -> tuple[str, list[Path]]:
+    """The model (as `model_of` says), and the folders of its trainings."""
     from pearl.trainer.config import TrainConfig
     from pearl.trainer.train import train as pearl_train
 
@@ -78,9 +93,9 @@ def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]], float]:
     if one.trained_as:
         return train(replace(job, variant=variant(one.trained_as)), work)
     if one.objective is None:
-        return str(BASE), [], 0.0
+        return str(BASE), []
     stages = [one.options, *one.stages]
-    model, losses, seconds = str(BASE), list[dict[str, float]](), 0.0
+    model, trainings = str(BASE), list[Path]()
     for number, options in enumerate(stages):
         out = work / job.name / str(number)
         config = TrainConfig(
@@ -90,17 +105,15 @@ def train(job: Job, work: Path) -> tuple[str, list[dict[str, float]], float]:
         )  # fmt: skip
         if not _is_trained(out, config.to_json()):
             shutil.rmtree(out, ignore_errors=True)
-            report = pearl_train(config, progress=False)
-            (out / "losses.json").write_text(json.dumps([report.first, report.last]))
-        losses += json.loads((out / "losses.json").read_text())
-        seconds += json.loads((out / "log.jsonl").read_text().splitlines()[-1])["train_runtime"]
+            pearl_train(config, progress=False)
+        trainings.append(out)
         model = str(out / "model")
-    return model, losses, seconds
+    return model, trainings
 
 
 def _is_trained(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` holds a finished training of exactly these settings."""
-    if not (out / "losses.json").exists():
+    if not (out / "model" / "training_config.json").exists():
         return False
     done: dict[str, Any] = json.loads((out / "config.json").read_text())
     return bool(done["settings"] == settings)
@@ -112,24 +125,30 @@ def model_of(job: Job, work: Path) -> Path:
     return work / replace(job, variant=one).name / str(len(one.stages)) / "model"
 
 
-def evaluate(job: Job, model: str, work: Path) -> dict[str, dict[str, Any]]:
-    """By benchmark: `trajectories` (questions like those of training) and, for the table, `scenes` (all families)."""
-    from pearl.evaluation.results import read_results
+def evaluation(job: Job, model: str, work: Path, split: str) -> EvalConfig:
+    """Of questions like those of training, held out; with `test` goes the benchmark `scenes` (all families)."""
     from pearl.evaluation.run import EvalConfig
-    from pearl.evaluation.run import evaluate as pearl_eval
 
     one = job.variant
-    held_out = f"trajectories={DATA / ('val' if job.phase == 'search' else 'test')}.parquet"
-    config = EvalConfig(
-        models=(model,), benchmarks=(held_out,) if job.phase == "search" else (held_out, "scenes"), modes=(one.mode,),
-        out=str(work / "evaluated" / job.name), opening=one.opening, tools=TOOLS, max_new_tokens=128, max_calls=MAX_CALLS, resume=True,
+    return EvalConfig(
+        models=(model,), benchmarks=(f"trajectories={DATA / split}.parquet", *(("scenes",) if split == "test" else ())),
+        modes=(one.mode,), out=str(work / "evaluated" / job.name / split), opening=one.opening, tools=TOOLS,
+        max_new_tokens=128, max_calls=MAX_CALLS, resume=True,
     )  # fmt: skip
+
+
+def evaluate(config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """By benchmark; `trajectories` goes by its split."""
+    from pearl.evaluation.results import read_results
+    from pearl.evaluation.run import evaluate as pearl_eval
+
     scores = pearl_eval(config, progress=False).scores
     right = dict[str, dict[str, bool]]()
     for prediction in chain.from_iterable(read_results(Path(config.out)).predictions.values()):
         right.setdefault(prediction.benchmark, {})[prediction.question] = prediction.correct
+    split = Path(config.out).name
     return {
-        score.benchmark: {
+        (split if score.benchmark == "trajectories" else score.benchmark): {
             "questions": score.questions, "accuracy": score.accuracy.value, "unparsed": score.unparsed,
             "categories": {name: found.accuracy.value for name, found in score.categories.items()},
             "prompt tokens": score.prompt_tokens, "new tokens": score.new_tokens, "calls": score.calls,
@@ -151,17 +170,16 @@ def _summary(measured: dict[str, Any]) -> str:
     return ", ".join(f"{name} {one['accuracy']:.3f}" for name, one in measured["benchmarks"].items())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/results"))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--phase", choices=("search", "table"), nargs="+", default=["search", "table"])
-    options = parser.parse_args()
+def work_through(work: Path, workers: int, phases: Sequence[str] = PHASES) -> None:
+    """
+    Raises:
+        SystemExit: jobs have failed; all others are done.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     failed = dict[str, str]()
-    while jobs := [job for job in pending(options.phase) if job.name not in failed]:
-        with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-            running = {pool.submit(run, job, options.work.absolute()): job for job in jobs}
+    while jobs := [job for job in pending(phases) if job.name not in failed]:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+            running = {pool.submit(run, job, work.absolute()): job for job in jobs}
             for count, done in enumerate(as_completed(running), start=1):
                 name, error = running[done].name, done.exception()
                 if error is not None:
@@ -170,6 +188,15 @@ def main() -> None:
                 print(f"{count}/{len(jobs)} {name}: {said}", flush=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/results"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--phase", choices=PHASES, nargs="+", default=list(PHASES))
+    options = parser.parse_args()
+    work_through(options.work, options.workers, options.phase)
 
 
 if __name__ == "__main__":
