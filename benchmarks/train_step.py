@@ -4,7 +4,9 @@
     python -m benchmarks.train_step --data demo/traj.parquet --shape 3b      # a GPU: Qwen2.5-VL-3B's shape, LoRA, bf16
 
 All three take the same trajectories (those with two tool images) and the same random model, in turn, in one run; the
-ratios are of medians. `three` is one batch of the full, source and target view, each padded to the longest, images
+ratios are of medians. The small shape keeps Qwen2.5-VL-3B's proportion between vision tower and language model (about
+0.9 of the work of a visual token). How far a step is from the limit is its work, as PyTorch counts it, against what a
+large matrix product reaches on this machine. `three` is one batch of the full, source and target view, each padded to the longest, images
 through the vision tower for each view, logits everywhere, backward through all.
 """
 
@@ -25,6 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from pearl.parquet import read_trajectories
 from pearl.records import Trajectory
@@ -58,7 +62,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(
-        768, 2048, 10, 12, 4, 32_768, {"depth": 6, "hidden_size": 256, "intermediate_size": 704, "num_heads": 4,
+        768, 2048, 10, 12, 4, 32_768, {"depth": 6, "hidden_size": 448, "intermediate_size": 1232, "num_heads": 7,
         "fullatt_block_indexes": [1, 3, 5]}, torch.float32, False,
     ),
     "3b": Shape(
@@ -181,6 +185,25 @@ class Variants:
         return vlm + 0.2 * (jepa + drift + token)
 
 
+def work(step: Callable[[str], float]) -> dict[str, int]:
+    """Floating-point operations of each step, forward and backward."""
+    counted = {}
+    for name in VARIANTS:
+        with FlopCounterMode(display=False) as counter:
+            step(name)
+        counted[name] = counter.get_total_flops()
+    return counted
+
+
+def matmul_speed(dtype: torch.dtype, device: str, size: int) -> float:
+    """Operations a second of a product of two square matrices."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    timed = Timer("left @ right", globals={"left": left, "right": right}, num_threads=1).blocked_autorange(
+        min_run_time=2
+    )
+    return 2 * size**3 / timed.median
+
+
 def measure(step: Callable[[str], float], repeats: int, on_gpu: bool) -> dict[str, list[float]]:
     """Seconds of each step: of the clock on a GPU, of the processor on a CPU, where others may be at work too."""
     clock = time.perf_counter if on_gpu else time.process_time
@@ -248,11 +271,17 @@ def main() -> None:
     times = {name: median(found) for name, found in seconds.items()}
     memory = {name: _gpu_peak(variants, name) if on_gpu else peak_megabytes(options, name) for name in VARIANTS}
     rows = {name: tuple(variants.batches[name].main.ids.shape) for name in ("sft", "pearl")}
+    operations = work(variants.step)
+    limit = matmul_speed(SHAPES[options.shape].dtype, variants.device, 8192 if on_gpu else 2048)
+    tokens = sum(len(example.views["full"]) for example in variants.three)
     figures = {
         "seconds": {name: round(value, 4) for name, value in times.items()},
         "pearl_of_sft": round(times["pearl"] / times["sft"], 3),
         "three_of_pearl": round(times["three"] / times["pearl"], 3),
         "three_of_sft": round(times["three"] / times["sft"], 3),
+        "tokens_per_second": {name: round(tokens / times[name]) for name in VARIANTS},
+        "teraflop": {name: round(operations[name] / 1e12, 4) for name in VARIANTS},
+        "of_matmul_speed": {name: round(operations[name] / times[name] / limit, 3) for name in VARIANTS},
         "peak_megabytes": {name: round(value) for name, value in memory.items()},
         "rows": rows,
         "shape": options.shape,
