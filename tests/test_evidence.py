@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,15 @@ import torch
 
 from pearl.errors import PearlError
 from pearl.evaluation.evidence import markdown, write_evidence
-from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains, write_gains
+from pearl.evaluation.gain import (
+    Gain,
+    GainError,
+    GainMeter,
+    by_skill,
+    measure_gains,
+    measure_gains_resumably,
+    write_gains,
+)
 from pearl.evaluation.latents import _changes, latent_evidence, retrieval_among
 from pearl.evaluation.modes.latent import Decoded
 from pearl.evaluation.subject import Subject
@@ -195,6 +205,39 @@ def test_what_has_no_gain_is_named_and_the_rest_is_measured(tmp_path: Path) -> N
     write_gains(gains, tmp_path / "gain.parquet")
     (row,) = pq.read_table(tmp_path / "gain.parquet").to_pylist()
     assert (row["id"], row["tools"], row["gain"]) == (good.id, ["crop"], gains[0].gain)
+
+
+def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
+    meter = GainMeter(Subject.load(str(model()), device="cpu"), load_template("pearl"))
+    given, journal = [*rows(), replace(rows()[0], steps=())], tmp_path / "sub" / "gain.jsonl"
+    whole = list(measure_gains(meter, given))
+    stopped = measure_gains_resumably(meter, given, journal, {"model": "a"}, resume=False)
+    assert [next(stopped) for _ in range(3)] == whole[:3]
+    del stopped
+    journal.write_bytes(journal.read_bytes() + b'{"id": "cut o')
+    with pytest.raises(GainError, match="was stopped"):
+        next(measure_gains_resumably(meter, given, journal, {"model": "a"}, resume=False))
+    with pytest.raises(GainError, match="of another measurement"):
+        next(measure_gains_resumably(meter, given, journal, {"model": "b"}, resume=True))
+    only_the_rest = [one for number, one in enumerate(given) if number > 2]
+    with what_is_measured(meter) as measured:
+        assert list(measure_gains_resumably(meter, given, journal, {"model": "a"}, resume=True)) == whole
+    assert measured == [one.id for one in only_the_rest]
+    assert len(journal.read_text().splitlines()) == 1 + len(given)
+
+
+@contextmanager
+def what_is_measured(meter: GainMeter) -> Iterator[list[str]]:
+    """Notes the trajectories that are measured."""
+    measured, measure = list[str](), meter.measure
+
+    def noted(trajectory: Trajectory) -> Gain:
+        measured.append(trajectory.id)
+        return measure(trajectory)
+
+    meter.measure = noted  # type: ignore[method-assign]
+    yield measured
+    del meter.measure
 
 
 def test_means_by_skill() -> None:

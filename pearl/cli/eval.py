@@ -178,6 +178,7 @@ def gain(
     template: Annotated[str, opt(ANSWERS, "Conversation template: a shipped name or a JSON file.")] = "pearl",
     limit: Annotated[int | None, opt(RUN, "Only the first so many trajectories.", min=1)] = None,
     out: Annotated[Path, opt(RUN, "A row a trajectory; pearl-gen filter takes it.")] = Path("gain.parquet"),
+    resume: Annotated[bool, opt(RUN, "Go on with a measurement that was stopped.", "--resume")] = False,
     device: Device = "auto",
     dtype: Dtype = Precision.AUTO,
     trust_remote_code: RemoteCode = False,
@@ -187,7 +188,7 @@ def gain(
     with _explained():
         from tqdm import tqdm
 
-        from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains, write_gains
+        from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains_resumably, write_gains
         from pearl.evaluation.subject import Subject
         from pearl.parquet import count_rows, read_trajectories
         from pearl.trainer.conversation import load_template
@@ -196,13 +197,16 @@ def gain(
         subject = Subject.load(model, device, dtype.value, allow_pickle, trust_remote_code)
         meter = GainMeter(subject, load_template(template))
         gains, skipped = list[Gain](), list[tuple[str, str]]()
-        rows = islice(read_trajectories(data), total)
-        for trajectory, found in tqdm(measure_gains(meter, rows), total=total, unit="trajectory"):
+        asked = {"model": subject.fingerprint(), "dtype": str(subject.model.dtype), "data": data, "template": template}
+        journal, rows = out.with_name(f"{out.name}.jsonl"), islice(read_trajectories(data), total)
+        measured = measure_gains_resumably(meter, rows, journal, asked, resume)
+        for trajectory, found in tqdm(measured, total=total, unit="trajectory"):
             if isinstance(found, Gain):
                 gains.append(found)
             else:
                 skipped.append((trajectory.id, found))
         write_gains(gains, out)
+        journal.unlink()
         table = Table("skill", "trajectories", "p before", "p after", "gain", "of images", "gain ≤ 0")
         for row in by_skill(gains):
             table.add_row(

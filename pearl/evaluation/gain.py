@@ -6,10 +6,12 @@ nothing, training on them can teach nothing: the gain makes that a property of a
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,6 +143,42 @@ def measure_gains(meter: GainMeter, trajectories: Iterable[Trajectory]) -> Itera
             yield trajectory, meter.measure(trajectory)
         except (GainError, ImageError, ViewError) as error:
             yield trajectory, str(error)
+
+
+def measure_gains_resumably(
+    meter: GainMeter, trajectories: Iterable[Trajectory], journal: Path, asked: Mapping[str, Any], resume: bool
+) -> Iterator[tuple[Trajectory, Gain | str]]:
+    """As `measure_gains`, each written to a journal at once; what stands there from a stopped measurement is not
+    measured again. `asked` says what is measured with what, as JSON values.
+
+    Raises:
+        GainError: the journal is there and `resume` is not set, or it is of another measurement.
+    """
+    if journal.exists() and not resume:
+        raise GainError(f"{journal} holds a measurement that was stopped: resume it, or remove the file")
+    lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []  # one that was cut off does not count
+    first = json.dumps(asked, sort_keys=True)
+    if lines and lines[0].decode() != first:
+        raise GainError(f"{journal} is of another measurement: {lines[0].decode()}; now {first}")
+    there = [_of_json(json.loads(line)) for line in lines[1:]]
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("wb") as file:
+        file.writelines(line + b"\n" for line in (lines or [first.encode()]))
+        rows = iter(trajectories)
+        for found in there:
+            yield next(rows), found
+        for trajectory, found in measure_gains(meter, rows):
+            value = found if isinstance(found, str) else asdict(found)
+            file.write(json.dumps(value).encode() + b"\n")
+            file.flush()
+            yield trajectory, found
+
+
+def _of_json(value: Any) -> Gain | str:
+    if isinstance(value, str):
+        return value
+    tools, log_odds, without_image = (tuple(value[name]) for name in ("tools", "log_odds", "without_image"))
+    return Gain(value["id"], value["skill"], tools, log_odds, without_image)
 
 
 def write_gains(gains: Sequence[Gain], path: Path) -> None:
