@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from torch.utils.data import DataLoader
 from pearl.parquet import DataError
 from pearl.records import EncodedImage, Step, Trajectory
 from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
+from pearl.trainer.packing import Example
 from pearl.trainer.preparation import prepare
+from pearl.trainer.views import ViewError
 from tests.runs import config, data_file, rows
 
 
@@ -142,13 +145,44 @@ def drawn(examples: Examples, workers: int) -> list[Drawn]:
     return list(DataLoader(examples, batch_size=None, num_workers=workers))
 
 
-def test_the_next_stands_in_for_what_cannot_be_used(examples: Examples) -> None:
+def test_another_stands_in_for_what_cannot_be_used(examples: Examples) -> None:
     found = drawn(examples, 0)
-    assert [one.example.id for one in found][2:5] == ["row-02", "row-04", "row-04"]
-    refused = [(number, one.id, one.reason) for number, each in enumerate(found) for one in each.refused]
-    assert [entry[:2] for entry in refused] == [(3, "row-03"), (7, "row-07")]
-    assert refused[0][2].startswith("row 3: image 0: ")
-    assert refused[1][2].startswith("row 7: image 1: ")
+    usable = [number for number in range(12) if number not in (3, 7)]
+    assert [found[number].example.id for number in usable] == [f"row-{number:02}" for number in usable]
+    assert {found[number].example.id for number in (3, 7)} <= {f"row-{number:02}" for number in usable}
+    refused = {number: {one.id: one.reason for one in each.refused} for number, each in enumerate(found)}
+    assert {number for number, told in refused.items() if told} == {3, 7}
+    assert refused[3]["row-03"].startswith("row 3: image 0: ")
+    assert refused[7]["row-07"].startswith("row 7: image 1: ")
+
+
+class ByNumber(Examples):
+    """Rows of which those from 200 up can be used, without the work of making their views."""
+
+    def __init__(self, examples: Examples, seed: int) -> None:
+        made = [replace(examples.table[0], id=str(number)) for number in range(300)]
+        table = Table(data_file(examples.table.path.parent, made, "numbers.parquet"), examples.table.path.parent)
+        super().__init__(table, range(300), examples.objective, examples.encoder, examples.template, None, seed)
+
+    def example(self, trajectory: Trajectory) -> Example:
+        if int(trajectory.id) < 200:
+            raise ViewError("no region")
+        return Example(trajectory.id, (), {})
+
+
+def test_what_stands_in_is_spread_over_all_that_can_be_used(examples: Examples) -> None:
+    """Two hundred rows that cannot be used in one block stop nothing, and favour no row behind it."""
+    found = [one.example.id for one in drawn(ByNumber(examples, 0), 0)]
+    counts = Counter(found)
+    assert set(counts) == {str(number) for number in range(200, 300)}
+    assert max(counts.values()) < 10  # 3 in the mean
+    assert found[200:] == [str(number) for number in range(200, 300)]
+
+
+def test_the_seed_alone_decides_what_stands_in(examples: Examples) -> None:
+    first, again, other = ([one.example.id for one in drawn(ByNumber(examples, seed), 0)] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
 
 
 def test_workers_change_nothing(examples: Examples) -> None:

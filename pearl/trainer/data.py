@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from pearl.errors import PearlError
 from pearl.images import ImageError
 from pearl.parquet import DataError, from_row, open_parquet, resolve_split, schema
+from pearl.randomness import generator
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template
 from pearl.trainer.families import FamilyError
@@ -27,7 +28,7 @@ from pearl.trainer.objectives.base import Objective
 from pearl.trainer.packing import Example
 from pearl.trainer.views import ViewEncoder, ViewError
 
-MAX_REFUSED_IN_A_ROW = 100
+MAX_DRAWS = 100
 
 
 class TooLong(PearlError, ValueError):
@@ -125,11 +126,12 @@ class Drawn:
 
 
 class Examples(Dataset[Drawn]):
-    """Rows as examples of an objective. In place of one that cannot be used comes the next; both are told.
+    """Rows as examples of an objective. In place of one that cannot be used comes another, drawn by lot; both are told.
 
     Args:
         rows: Of the table.
         max_tokens: The longest view that is taken; None: any.
+        seed: Decides what stands in for what, the same in every process and epoch.
     """
 
     def __init__(
@@ -140,24 +142,30 @@ class Examples(Dataset[Drawn]):
         encoder: ViewEncoder,
         template: Template,
         max_tokens: int | None = None,
+        seed: int = 0,
     ) -> None:
-        self.table, self.rows = table, rows
+        self.table, self.rows, self.seed = table, rows, seed
         self.objective, self.encoder, self.template, self.max_tokens = objective, encoder, template, max_tokens
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Drawn:
-        refused: list[Refused] = []
-        for offset in range(min(MAX_REFUSED_IN_A_ROW, len(self.rows))):
-            row = self.rows[(index + offset) % len(self.rows)]
+        refused: dict[int, Refused] = {}
+        for attempt in range(MAX_DRAWS):
+            row = self.rows[self._substitute(index, attempt) if attempt else index]
+            if row in refused:
+                continue
             try:
-                return Drawn(self.example(self.table[row]), tuple(refused))
+                return Drawn(self.example(self.table[row]), tuple(refused.values()))
             except (ImageError, ViewError, FamilyError, TooLong, DataError) as error:
                 name = self.table.table["id"][row].as_py()
-                refused.append(Refused(str(name), f"row {row}: {error}"))
-        last = refused[-1]
+                refused[row] = Refused(str(name), f"row {row}: {error}")
+        last = refused[next(reversed(refused))]
         raise DataError(f"{len(refused)} trajectories in a row cannot be used; the last: {last.id}, {last.reason}")
+
+    def _substitute(self, index: int, attempt: int) -> int:
+        return int(generator("substitute", self.seed, index, attempt).integers(len(self.rows)))
 
     def first(self, count: int) -> list[Trajectory]:
         """Of the first rows those that can be read."""

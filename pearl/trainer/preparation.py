@@ -77,7 +77,7 @@ def prepare(config: TrainConfig) -> Prepared:
     steps = table.num_steps()
 
     def examples(of: Table, chosen: list[int]) -> Examples:
-        return Examples(of, chosen, objective, encoder, template, config.max_tokens)
+        return Examples(of, chosen, objective, encoder, template, config.max_tokens, config.seed)
 
     resolved = replace(
         config,
