@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +9,21 @@ from torch import Tensor
 
 from pearl.errors import PearlError
 from pearl.records import Trajectory
+from pearl.trainer.config import ConfigError
 from pearl.trainer.conversation import Conversation, load_template
+from pearl.trainer.families import FAMILIES as FAMILY_CLASSES
+from pearl.trainer.families import FamilyError
 from pearl.trainer.learner import Learner
 from pearl.trainer.objectives.base import Objective
+from pearl.trainer.objectives.lvr import Lvr
+from pearl.trainer.objectives.mirage import Mirage
 from pearl.trainer.objectives.pearl import DynamicsHead, Pearl, distance
 from pearl.trainer.objectives.sft import Sft, SftAnswer
 from pearl.trainer.packing import Batch, Packer
-from tests import plain
+from pearl.trainer.preparation import prepare
+from tests import latents, plain
 from tests.plain import Tiny, conversation, picture, step, tiny, trajectories, trajectory
+from tests.runs import config, data_file
 from tests.tiny_vlms import FAMILIES
 
 
@@ -201,12 +209,20 @@ def test_a_batch_in_parts_sums_to_the_whole(name: str) -> None:
         assert sum(model(part)[term].item() for part in parts) == pytest.approx(total.item(), rel=1e-5)
 
 
+OBJECTIVES: tuple[Objective, ...] = (
+    Sft(), SftAnswer(), Pearl(), Pearl(targets="steps", direct_weight=1), Lvr(), Mirage(), Mirage(stage=2),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("objective", [Sft(), SftAnswer(), Pearl(), Pearl(targets="steps", direct_weight=1)], ids=repr)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_every_objective_takes_a_step(name: str, objective: Objective) -> None:
     """The gradient's direction makes the loss smaller."""
-    t = tiny(name)
-    model, made = learner(t, objective), batch(t, objective, trajectories()[1:4])
+    if objective.needs_grids and not FAMILY_CLASSES[name].has_grids():
+        pytest.skip("lays no image out as a grid")
+    t = latents.tiny(name, type(objective))
+    model, given = t.learner(objective), small() if name == "internvl" else trajectories()[1:4]
+    made = t.batch(objective, given)
     weights, counts = model.losses.weights, model.losses.counts(made)
 
     def loss() -> Tensor:
@@ -216,12 +232,38 @@ def test_every_objective_takes_a_step(name: str, objective: Objective) -> None:
     parameters = list(model.parameters())
     found = torch.autograd.grad(before, parameters, allow_unused=True)
     size = torch.stack([g.square().sum() for g in found if g is not None]).sum().sqrt()
-    stored = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         for parameter, g in zip(parameters, found, strict=True):
             if g is not None:
                 parameter.sub_(0.01 * g / size)
         after = loss().item()
-        for parameter, was in zip(parameters, stored, strict=True):
-            parameter.copy_(was)
     assert after < before.item() - 0.005 * size.item()
+
+
+def small() -> list[Trajectory]:
+    """On images that are one tile of InternVL."""
+    return [trajectory(step("I look.", picture(n)), image=picture(10 + n, 40, 40)) for n in range(3)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_without_grids_are_told_before_any_work(name: str, tmp_path: Path) -> None:
+    settings = config(data_file(tmp_path), tmp_path / "out", name, objective="lvr")
+    if FAMILY_CLASSES[name].has_grids():
+        prepare(settings)
+        return
+    with pytest.raises(ConfigError, match="as one grid; it can train qwen2_5_vl, qwen3_vl, llava, internvl, gemma3"):
+        prepare(settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_with_grids_has_one_for_each_image() -> None:
+    """What it says of itself, against what it does with an image of one tile."""
+    for name in FAMILIES:
+        t = latents.tiny(name, Lvr)
+        image = t.encoder.image(picture(1, 40, 40))
+        if t.family.has_grids():
+            rows, columns = t.encoder.grid(image)
+            assert rows * columns == image.num_tokens
+        else:
+            with pytest.raises(FamilyError):
+                t.encoder.grid(image)

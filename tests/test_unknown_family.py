@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pearl.parquet import write_trajectories
-from pearl.trainer.config import TrainConfig
+from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.models import ModelError, load
 from pearl.trainer.objectives.pearl import Pearl
+from pearl.trainer.preparation import prepare
 from pearl.trainer.train import train
 from tests.plain import picture, step, trajectory
+from tests.runs import config, data_file
 from tests.tiny_vlms import build_tiny_vlm
 
 
@@ -26,6 +29,14 @@ def test_what_works_as_usual_is_trained_on_separate_rows(
     report = train(config, progress=False)
     assert report.last["loss_jepa"] > 0
     assert "each view has a row of its own" in capfd.readouterr().err
+
+
+def test_latents_of_the_models_own_are_refused_where_its_mask_is_not_known(tmp_path: Path) -> None:
+    model = str(build_tiny_vlm("vipllava", tmp_path / "tiny"))
+    settings = config(data_file(tmp_path), tmp_path / "run", model=model, objective="mirage")
+    prepare(settings)
+    with pytest.raises(ConfigError, match=r"how .*tiny masks these is not known; they can be trained in qwen2_5_vl, "):
+        prepare(replace(settings, objective_options={"stage": 2}))
 
 
 def test_positions_of_its_own_are_found_before_any_work(tmp_path: Path) -> None:

@@ -136,6 +136,11 @@ class Family:
         """Positions (D, T) of a view, from where its visual tokens are (T,) and the images in their order."""
         return np.arange(len(visual))[None]
 
+    @classmethod
+    def has_grids(cls) -> bool:
+        """Whether boxes can be placed on its images' visual tokens; in InternVL on those of one tile only."""
+        return cls.grid is not Family.grid
+
     def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
         """Rows and columns of an image's merged visual tokens, in row-major order.
 

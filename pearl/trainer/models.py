@@ -53,6 +53,25 @@ class Loaded:
     stored_dtype: torch.dtype
 
 
+def model_settings(config: TrainConfig) -> Any:
+    """The model's configuration, without its weights.
+
+    Raises:
+        ModelError: it is not there, is no vision-language model, or its weights are quantized.
+    """
+    prepare_torchvision()
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    name = place_of(config.model)
+    with _explained(name):
+        settings = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+        if type(settings) not in AutoModelForImageTextToText._model_mapping and not config.trust_remote_code:
+            raise ModelError(f"{name} is of the family {settings.model_type!r}, which is no vision-language model")
+    if getattr(settings, "quantization_config", None) is not None:
+        raise ModelError(f"{name} has quantized weights, which cannot be trained: give the model it was made from")
+    return settings
+
+
 def load(config: TrainConfig, objective: Objective) -> Loaded:
     """The model in fp32, with the objective's special tokens added.
 
@@ -60,30 +79,18 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
         ModelError: it is not there, is no vision-language model, has pickle weights, or belongs to a family that
             cannot be trained.
     """
-    prepare_torchvision()
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    settings, name = model_settings(config), place_of(config.model)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    name = place_of(config.model)
     refuse_pickle(name, config.allow_pickle)
     code = {"trust_remote_code": config.trust_remote_code}
-    try:
-        settings = AutoConfig.from_pretrained(name, **code)
-        if type(settings) not in AutoModelForImageTextToText._model_mapping and not config.trust_remote_code:
-            raise ModelError(f"{name} is of the family {settings.model_type!r}, which is no vision-language model")
-        if getattr(settings, "quantization_config", None) is not None:
-            raise ModelError(f"{name} has quantized weights, which cannot be trained: give the model it was made from")
+    with _explained(name):
         processor = AutoProcessor.from_pretrained(name, **code)
         with quiet_transformers():
             both: Any = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=torch.float32, attn_implementation=config.attention, output_loading_info=True,
                 use_safetensors=None if config.allow_pickle else True, **code,
             )  # fmt: skip
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, PearlError):
-            raise
-        first = " ".join(str(error).split())
-        raise ModelError(f"the model {name} cannot be loaded: {first[:400]}") from error
     vlm, found = both
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"{name} lacks {len(missing)} of its model's weights, such as {missing[0]}")
@@ -94,6 +101,23 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
     _add_tokens(vlm, processor, objective)
     stored = settings.dtype if isinstance(settings.dtype, torch.dtype) else torch.float32
     return Loaded(vlm, processor, family, stored)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """
+    Raises:
+        ModelError: in place of what transformers raises.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, PearlError):
+            raise
+        first = " ".join(str(error).split())
+        raise ModelError(f"the model {name} cannot be loaded: {first[:400]}") from error
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ from pearl.trainer.callbacks import tell
 from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.conversation import Template, load_template
 from pearl.trainer.data import Examples, Table
+from pearl.trainer.families import FAMILIES, Unknown, family_of
 from pearl.trainer.learner import Learner
-from pearl.trainer.models import Loaded, load, make_trainable, precision
+from pearl.trainer.models import Loaded, load, make_trainable, model_settings, place_of, precision
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.registry import make_objective
 from pearl.trainer.packing import Packer
@@ -42,6 +43,13 @@ def prepare(config: TrainConfig) -> Prepared:
     """
     objective = make_objective(config.objective, dict(config.objective_options))
     template = load_template(config.template)
+    family = family_of(model_settings(config))
+    if objective.needs_grids and not family.has_grids():
+        able = ", ".join(name for name, one in FAMILIES.items() if one.has_grids())
+        raise ConfigError(
+            f"{objective.name} places boxes on an image's visual tokens, which {place_of(config.model)} does not lay out "
+            f"as one grid; it can train {able}"
+        )
     cache = Path(config.out) / "cache"
     table = Table(config.data, cache)
     rows, held = list(range(len(table))), list[int]()
@@ -63,9 +71,14 @@ def prepare(config: TrainConfig) -> Prepared:
     hidden_size = loaded.vlm.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     vlm = make_trainable(loaded, config, objective)
     learner = Learner(vlm, loaded.family, objective.losses(hidden_size))
-    if config.gradient_checkpointing and learner.losses.recurrent:
+    if learner.losses.recurrent and config.gradient_checkpointing:
         raise ConfigError(
             "latents that the model makes itself stand on keys and values, which --gradient-checkpointing does not keep"
+        )
+    if learner.losses.recurrent and family is Unknown:
+        raise ConfigError(
+            f"latents that the model makes itself stand on keys and values, and how {place_of(config.model)} masks "
+            f"these is not known; they can be trained in {', '.join(FAMILIES)}"
         )
     packer = Packer(
         loaded.family,

@@ -27,11 +27,13 @@ class Objective(ABC):
     Attributes:
         special_tokens: What it adds to the vocabulary.
         latent_token: The one of them at which latents stand.
+        needs_grids: Whether it places boxes on images' visual tokens, which some families do not allow.
     """
 
     name: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]] = ()
     latent_token: ClassVar[str | None] = None
+    needs_grids: ClassVar[bool] = False
 
     @abstractmethod
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:

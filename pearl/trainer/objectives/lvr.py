@@ -44,6 +44,7 @@ class Lvr(Objective):
     name: ClassVar[str] = "lvr"
     special_tokens: ClassVar[tuple[str, ...]] = ("<|lvr_start|>", "<|lvr|>", "<|lvr_end|>")
     latent_token: ClassVar[str] = "<|lvr|>"
+    needs_grids: ClassVar[bool] = True
     weight: float = 0.1
     head: Head = "none"
     loss: Distance = "mse"
