@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
+from pearl.evaluation.latents import latent_evidence
+from pearl.evaluation.subject import Subject
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.conversation import Conversation, load_template
 from pearl.trainer.learner import Learner
 from pearl.trainer.objectives.encoders import EncoderError, FrozenEncoder, pixels, preprocessing
 from pearl.trainer.objectives.pearl import Pearl
 from pearl.trainer.packing import Packer
+from pearl.trainer.publish import OBJECTIVE_WEIGHTS
+from pearl.trainer.train import train
 from tests.plain import picture, step, tiny, trajectory
+from tests.runs import config, data_file, logged, rows
+
+prepare_torchvision()
+from transformers import TrainerCallback  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,11 @@ def test_the_encoder_stays_as_it_is_in_training(folder: str) -> None:
     assert encoder(torch.zeros(2, 3, 28, 28)).shape == (2, encoder.width)
 
 
+def test_a_batch_without_tool_images_has_no_embeddings(folder: str, vit: Path) -> None:
+    for encoder in (FrozenEncoder(folder), FrozenEncoder(f"timm:local-dir:{vit}")):
+        assert encoder(torch.empty(0, 3, 28, 28)).shape == (0, encoder.width)
+
+
 def test_an_encoder_of_timm() -> None:
     assert preprocessing("timm:resnet10t.c3_in1k")[0] == 176
     encoder = FrozenEncoder("timm:resnet10t", pretrained=False)
@@ -82,17 +97,50 @@ def test_an_encoder_that_is_not_there_is_said_before_any_work(name: str) -> None
         Pearl(target_encoder=name)
 
 
-def test_a_folder_of_timm_gives_what_its_model_gives(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of timm with a tiny random transformer."""
     prepare_torchvision()
     import timm
     from timm.models import save_for_hf
 
     torch.manual_seed(0)
-    model: Any = timm.create_model("test_vit").eval()
-    save_for_hf(model, str(tmp_path), safe_serialization=True)
-    name = f"timm:local-dir:{tmp_path}"
+    made = tmp_path_factory.mktemp("vit")
+    save_for_hf(timm.create_model("test_vit"), str(made), safe_serialization=True)
+    return made
+
+
+def test_a_folder_of_timm_gives_what_its_model_gives(vit: Path) -> None:
+    import timm
+
+    name = f"timm:local-dir:{vit}"
     side, mean, std = preprocessing(name)
     assert (side, mean, std) == (160, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    model: Any = timm.create_model("test_vit", checkpoint_path=str(vit / "model.safetensors")).eval()
     shown = pixels(name, picture(1))[None]
     expected = model.forward_head(model.forward_features(shown), pre_logits=True)
     torch.testing.assert_close(FrozenEncoder(name)(shown), expected)
+
+
+class Stop(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_run_with_an_encoder_is_resumed_saved_and_read_again(vit: Path, tmp_path: Path) -> None:
+    """One of its updates has no tool image."""
+    data, options = data_file(tmp_path), {"target_encoder": f"timm:local-dir:{vit}", "num_predictor_tokens": 2}
+    whole = config(data, tmp_path / "whole", objective_options=options, save_steps=2)
+    train(whole, progress=False)
+    assert logged(tmp_path / "whole", "loss_jepa")[0] > 0
+    stopped = replace(whole, out=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, False, [Stop()])
+    train(replace(stopped, resume=True), progress=False)
+    assert logged(tmp_path / "out") == logged(tmp_path / "whole")
+    first, second = (load_file(tmp_path / name / "model" / OBJECTIVE_WEIGHTS) for name in ("whole", "out"))
+    assert {name.partition(".")[0] for name in first} == {"predictors", "projection", "dynamics"}
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    model = Subject.load(str(tmp_path / "out" / "model"), device="cpu")
+    assert 0 < latent_evidence(model, rows()).distance < 2

@@ -140,9 +140,19 @@ def test_the_dynamics_head_has_three_layers_as_wide_as_the_model() -> None:
     }
 
 
-@pytest.mark.parametrize("options", [{"num_predictor_tokens": 0}, {"lambda_": -1.0}, {"direct_weight": -0.1}])
-def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
-    with pytest.raises(PearlError):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_predictor_tokens": 0}, "at least one predictor token"),
+        ({"lambda_": -1.0}, "cannot be negative"),
+        ({"direct_weight": -0.1}, "cannot be negative"),
+        ({"jepa": False, "targets": "steps"}, "there is none with jepa=False"),
+        ({"jepa": False, "target_encoder": "timm:test_vit"}, "there is none with jepa=False"),
+        ({"targets": "steps", "target_encoder": "timm:test_vit"}, "leave out targets=steps"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(PearlError, match=said):
         Pearl(**options)
 
 

@@ -96,7 +96,9 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) → (N, width)."""
+        """(N, 3, S, S) → (N, width); N may be 0."""
+        if not len(images):
+            return images.new_empty(0, self.width)
         if self.timm:
             embeddings: Tensor = self.model(images)
             return embeddings

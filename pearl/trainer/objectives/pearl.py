@@ -41,7 +41,8 @@ class Pearl(Objective):
         targets: "trajectory": the state at the end of the target view. "steps": predictor token k meets the state at
             the end of observation k; tokens beyond the steps have no target, and steps beyond K none either.
         target_encoder: A frozen image encoder (`timm:NAME`, a folder or Hub id) in place of the target view: predictor
-            token k, through a projection, meets the pooled embedding of the k-th tool image.
+            token k, through a projection, meets the pooled embedding of the k-th tool image. Not beside `targets`
+            "steps".
         direct_weight: Weight of a further next-token loss on the answer straight after the question; 0: none.
     """
 
@@ -61,7 +62,11 @@ class Pearl(Objective):
             raise PearlError("pearl needs at least one predictor token")
         if self.lambda_ < 0 or self.direct_weight < 0:
             raise PearlError("the weights of pearl's terms cannot be negative")
-        if self.target_encoder is not None and self.jepa:
+        if not self.jepa and (self.target_encoder is not None or self.targets != "trajectory"):
+            raise PearlError("targets and target_encoder say what L_JEPA predicts; there is none with jepa=False")
+        if self.target_encoder is not None and self.targets != "trajectory":
+            raise PearlError("a target_encoder takes the place of other targets: leave out targets=steps")
+        if self.target_encoder is not None:
             preprocessing(self.target_encoder)
 
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:
