@@ -22,6 +22,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from pearl.cli.gen import app as gen
 from pearl.cli.train import app
 from pearl.parquet import schema, write_trajectories
 from pearl.records import EncodedImage, Trajectory
@@ -214,6 +215,34 @@ def test_without_data_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: say what to train on: --data traj.parquet")
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pearl-gen` makes of the photographs."""
+    path = tmp_path_factory.mktemp("generated") / "traj.parquet"
+    flags = ["--source", "photos", "--tools", "crop", "--engine", "local", "--out", str(path)]
+    made = CliRunner().invoke(gen, ["trajectories", *flags], catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    return path
+
+
+@pytest.mark.parametrize("objective", ["sft", "sft-answer", "lvr", "mirage"])
+def test_each_objective_trains_the_built_in_model_into_a_folder_of_its_own(
+    generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["--data", str(generated), "--objective", objective, "--max-steps", "1"])
+    assert result.exit_code == 0, result.output
+    assert f"1 updates; the model: runs/{objective}/model" in result.stdout
+    assert (tmp_path / "runs" / objective / "model" / "model.safetensors").exists()
+
+
+def test_without_an_objective_it_is_pearl(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--data", str(generated), "--max-steps", "1"]
+    assert "the model: runs/pearl/model" in CliRunner().invoke(app, given).stdout
+    assert "error: runs/pearl holds a run already" in CliRunner().invoke(app, given).stderr
 
 
 def test_an_option_of_zero_counts(data: Path, tmp_path: Path) -> None:

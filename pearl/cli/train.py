@@ -120,7 +120,7 @@ def train(
     min_pixels: Annotated[int | None, opt(IMAGES, "Smaller images are enlarged to this; saved with the model.")] = None,
     max_pixels: Annotated[int | None, opt(IMAGES, "Larger images are shrunk to this; saved with the model.")] = None,
     max_tokens: Annotated[int | None, opt(IMAGES, "Longer trajectories are left out, counted and named.")] = None,
-    out: Annotated[str | None, opt(RUN, "The run's folder: checkpoints, log, model/ (runs/pearl).")] = None,
+    out: Annotated[str | None, opt(RUN, "The run's folder: checkpoints, log, model/ (runs/OBJECTIVE).")] = None,
     resume: Annotated[bool, opt(RUN, "Go on from the last checkpoint in --out.", "--resume")] = False,
     dry_run: Annotated[bool, opt(RUN, "Show sizes, what is trained, one example; train nothing.", "--dry-run")] = False,
     eval_data: Annotated[str | None, opt(RUN, "Trajectories to evaluate on.")] = None,
@@ -190,6 +190,7 @@ def _settings(given: dict[str, Any]) -> TrainConfig:
     settings |= {**changes, "objective_options": {**settings["objective_options"], **options}}
     if "data" not in settings:
         raise PearlError("say what to train on: --data traj.parquet (pearl-gen trajectories makes one)")
+    settings.setdefault("out", f"runs/{settings.get('objective', TrainConfig.objective)}")
     return make_config(settings, "settings")
 
 
