@@ -72,6 +72,21 @@ def half_model(family: str = "qwen2_5_vl") -> Path:
     return folder
 
 
+@cache
+def encoder() -> Path:
+    """A folder of timm with a tiny random transformer; not to be changed."""
+    prepare_torchvision()
+    import timm
+    from timm.models import save_for_hf
+
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    folder = Path(_FOLDERS[-1].name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_for_hf(timm.create_model("test_vit"), str(folder), safe_serialization=True)
+    return folder
+
+
 def config(data: Path, out: Path, family: str = "qwen2_5_vl", **changes: Any) -> TrainConfig:
     """Four updates on everything, the learning rate high enough to move the weights."""
     settings = {"model": str(model(family)), "batch_size": 2, "max_steps": 4, "learning_rate": 1e-2, "eval_fraction": 0}

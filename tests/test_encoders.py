@@ -22,7 +22,7 @@ from pearl.trainer.packing import Packer
 from pearl.trainer.publish import OBJECTIVE_WEIGHTS
 from pearl.trainer.train import train
 from tests.plain import picture, step, tiny, trajectory
-from tests.runs import config, data_file, logged, rows
+from tests.runs import config, data_file, encoder, logged, rows
 
 prepare_torchvision()
 from transformers import TrainerCallback  # noqa: E402
@@ -80,9 +80,9 @@ def test_the_encoder_stays_as_it_is_in_training(folder: str) -> None:
     assert encoder(torch.zeros(2, 3, 28, 28)).shape == (2, encoder.width)
 
 
-def test_a_batch_without_tool_images_has_no_embeddings(folder: str, vit: Path) -> None:
-    for encoder in (FrozenEncoder(folder), FrozenEncoder(f"timm:local-dir:{vit}")):
-        assert encoder(torch.empty(0, 3, 28, 28)).shape == (0, encoder.width)
+def test_a_batch_without_tool_images_has_no_embeddings(folder: str) -> None:
+    for made in (FrozenEncoder(folder), FrozenEncoder(f"timm:local-dir:{encoder()}")):
+        assert made(torch.empty(0, 3, 28, 28)).shape == (0, made.width)
 
 
 def test_an_encoder_of_timm() -> None:
@@ -97,26 +97,13 @@ def test_an_encoder_that_is_not_there_is_said_before_any_work(name: str) -> None
         Pearl(target_encoder=name)
 
 
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of timm with a tiny random transformer."""
-    prepare_torchvision()
-    import timm
-    from timm.models import save_for_hf
-
-    torch.manual_seed(0)
-    made = tmp_path_factory.mktemp("vit")
-    save_for_hf(timm.create_model("test_vit"), str(made), safe_serialization=True)
-    return made
-
-
-def test_a_folder_of_timm_gives_what_its_model_gives(vit: Path) -> None:
+def test_a_folder_of_timm_gives_what_its_model_gives() -> None:
     import timm
 
-    name = f"timm:local-dir:{vit}"
+    name = f"timm:local-dir:{encoder()}"
     side, mean, std = preprocessing(name)
     assert (side, mean, std) == (160, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    model: Any = timm.create_model("test_vit", checkpoint_path=str(vit / "model.safetensors")).eval()
+    model: Any = timm.create_model("test_vit", checkpoint_path=str(encoder() / "model.safetensors")).eval()
     shown = pixels(name, picture(1))[None]
     expected = model.forward_head(model.forward_features(shown), pre_logits=True)
     torch.testing.assert_close(FrozenEncoder(name)(shown), expected)
@@ -128,9 +115,9 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_a_run_with_an_encoder_is_resumed_saved_and_read_again(vit: Path, tmp_path: Path) -> None:
+def test_a_run_with_an_encoder_is_resumed_saved_and_read_again(tmp_path: Path) -> None:
     """One of its updates has no tool image."""
-    data, options = data_file(tmp_path), {"target_encoder": f"timm:local-dir:{vit}", "num_predictor_tokens": 2}
+    data, options = data_file(tmp_path), {"target_encoder": f"timm:local-dir:{encoder()}", "num_predictor_tokens": 2}
     whole = config(data, tmp_path / "whole", objective_options=options, save_steps=2)
     train(whole, progress=False)
     assert logged(tmp_path / "whole", "loss_jepa")[0] > 0

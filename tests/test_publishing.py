@@ -31,8 +31,8 @@ from typer.testing import CliRunner, Result
 from pearl.cli.publishing import push as push_command
 from pearl.images import encode
 from pearl.parquet import TrajectoryWriter, read_trajectories, to_row, write_trajectories
+from pearl.paths import local_paths, without_folders
 from pearl.pipelines.publishing import PublishError, Pushed, make_plan, prepare, push
-from pearl.pipelines.publishing.card import local_paths, without_folders
 from pearl.pipelines.run_directory import write_json
 from pearl.records import EncodedImage, Observation, Step, ToolCall, Trajectory
 from tests import hub_server
@@ -515,7 +515,11 @@ def test_folders_of_this_machine_stay_out_of_the_card(tmp_path: Path) -> None:
 def test_paths_in_settings() -> None:
     settings = {"a": ["/x/y.json", "hf:org/name", "https://host/x"], "b": {"c": r"C:\data\z", "d": 3, "e": None}}
     assert local_paths(settings) == ["/x/y.json", r"C:\data\z"]
-    assert without_folders(settings)["a"] == ["y.json", "hf:org/name", "https://host/x"]
+    assert without_folders(settings) == {
+        "a": ["y.json", "hf:org/name", "https://host/x"], "b": {"c": "z", "d": 3, "e": None},
+    }  # fmt: skip
+    assert without_folders("timm:local-dir:/x/vit") == "timm:local-dir:vit"
+    assert without_folders("C:/data/z") == "z"
 
 
 # the command

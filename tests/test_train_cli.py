@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pearl.trainer.learner import Learner
 from pearl.trainer.run_directory import checkpoints
 from pearl.trainer.train import train
 from tests.hub_server import TOKEN, HubServer
-from tests.runs import ENVIRONMENT, config, data_file, flags, model, on_two_processes, pearl_train, rows
+from tests.runs import ENVIRONMENT, config, data_file, encoder, flags, model, on_two_processes, pearl_train, rows
 
 prepare_torchvision()
 from transformers import AutoTokenizer  # noqa: E402
@@ -435,6 +436,29 @@ def test_the_model_goes_to_a_private_repository_with_its_card(data: Path, tmp_pa
     assert ModelCard(pushed["README.md"].decode()).data["pipeline_tag"] == "image-text-to-text"
     assert repository.private
     assert TOKEN not in result.output
+
+
+def test_no_folder_of_this_machine_is_published(data: Path, tmp_path: Path, hub: HubServer) -> None:
+    """And what `pearl-eval` reads again is found, as long as it is on this machine."""
+    template, target = tmp_path / "words.json", f"timm:local-dir:{encoder()}"
+    template.write_text((files("pearl.trainer") / "templates" / "pearl.json").read_text())
+    more = ("--eval-data", data, "--template", template, "--target-encoder", target, "--push-to-hub", "me/mine")
+    result = invoke(data, tmp_path / "out", *more)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "out" / "model"
+    pushed = {path: blob.data for path, blob in hub.repositories["model", "me/mine"].files.items()}
+    assert pushed["README.md"] == (folder / "README.md").read_bytes()
+    places = [str(place).encode() for place in (tmp_path, data.parent, model(), encoder())]
+    assert not [path for path, content in pushed.items() if any(place in content for place in places)]
+    settings = json.loads(pushed["training_config.json"])["settings"]
+    names = (settings["data"], settings["out"], settings["model"], settings["template"])
+    assert names == (data.name, "out", model().name, "words.json")
+    assert settings["objective_options"]["target_encoder"] == f"timm:local-dir:{encoder().name}"
+    here = json.loads((folder / "training_config.json").read_text())["settings"]
+    assert (here["template"], here["objective_options"]["target_encoder"]) == (str(template), target)
+    assert {name: value for name, value in here.items() if settings[name] != value}.keys() == {
+        "template", "objective_options",
+    }  # fmt: skip
 
 
 def test_a_hub_that_refuses_the_model_is_told_before_any_work(data: Path, tmp_path: Path, hub: HubServer) -> None:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pearl import __version__
 from pearl.errors import PearlError
-from pearl.trainer.models import load_trained_state, merged, quiet_transformers, trained_state
+from pearl.paths import without_folders
+from pearl.trainer.models import BUILT_IN, load_trained_state, merged, quiet_transformers, trained_state
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.objectives.registry import make_objective
 from pearl.trainer.preparation import Prepared
@@ -22,6 +23,8 @@ from pearl.trainer.run_directory import write_json
 SETTINGS = "training_config.json"
 OBJECTIVE_WEIGHTS = "objective.safetensors"
 """What the objective learned beside the model: nothing that the model needs, but evidence about latents does."""
+READ_AGAIN = ("objective", "objective_options", "template")
+"""Settings that `pearl-eval` reads: what they name by its path must be found. All others are without folders."""
 
 
 def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> None:
@@ -35,7 +38,9 @@ def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> N
     if learned := trained_state(prepared.learner.losses):
         save_file(learned, partial / OBJECTIVE_WEIGHTS)
     (partial / "README.md").write_text(card(prepared, figures), encoding="utf-8")
-    write_json(partial / SETTINGS, {"version": __version__, "settings": prepared.config.to_json()})
+    settings = prepared.config.to_json()
+    found = {name: settings[name] for name in READ_AGAIN}
+    write_json(partial / SETTINGS, {"version": __version__, "settings": {**without_folders(settings), **found}})
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
@@ -48,7 +53,7 @@ def read_training_settings(path: Path) -> dict[str, Any]:
     """
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        for name in ("objective", "objective_options", "template"):
+        for name in READ_AGAIN:
             settings[name]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PearlError(f"{path} is not what pearl-train wrote: {error!r}") from error
@@ -80,15 +85,19 @@ def open_repository(repo: str) -> None:
 
 
 def upload(folder: Path, repo: str) -> None:
-    """Puts the model there.
+    """Puts the model there; no settings name a folder of this machine.
 
     Raises:
         PearlError: as above; the model stays in its folder.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    settings = without_folders(json.loads(files.pop(SETTINGS).read_text(encoding="utf-8")))
+    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+    operations.append(CommitOperationAdd(SETTINGS, json.dumps(settings, indent=2).encode()))
     with _explained(f"{folder} is made, but the Hub does not take it as {repo}"):
-        HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Trained with pearl-vlm")
+        HfApi().create_commit(repo, operations, commit_message="Trained with pearl-vlm")
 
 
 @contextmanager
@@ -105,13 +114,13 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def card(prepared: Prepared, figures: dict[str, float]) -> str:
-    """A model card with the resolved settings."""
+    """A model card with the resolved settings, without folders of this machine."""
     config = prepared.config
-    base = config.model or "vlm-nano"
+    base = without_folders(config.model or BUILT_IN)
     hub = f"base_model: {base}\n" if config.model and not Path(config.model).exists() else ""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(figures.items()))
     measured = f"## Measured on what was held out\n\n| | |\n|---|---|\n{rows}\n\n" if figures else ""
-    settings = json.dumps(config.to_json(), indent=2)
+    settings = json.dumps(without_folders(config.to_json()), indent=2)
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text

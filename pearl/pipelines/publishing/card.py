@@ -7,12 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from pearl import __version__
 from pearl.parquet import schema
+from pearl.paths import without_folders
 from pearl.pipelines.publishing.facts import Facts, Run
 from pearl.pipelines.publishing.pictures import strip
 from pearl.pipelines.publishing.plan import Plan
@@ -307,33 +306,6 @@ def _configuration(facts: Facts) -> str:
     blocks = "\n\n".join(f"```json\n{text}\n```" for text in shown[:3])
     more = f"\n\n… and {len(shown) - 3} more." if len(shown) > 3 else ""
     return f"## The generator's configuration\n\n{blocks}{more}"
-
-
-def without_folders(value: Any) -> Any:
-    """A JSON value in which every absolute path is cut to its last part."""
-    if isinstance(value, str):
-        kind, path = _local_path(value)
-        return f"{kind}{Path(path).name}" if path else value
-    if isinstance(value, Mapping):
-        return {str(name): without_folders(one) for name, one in value.items()}
-    if isinstance(value, Sequence):
-        return [without_folders(one) for one in value]
-    return value
-
-
-def local_paths(value: Any) -> list[str]:
-    """The absolute paths in a JSON value."""
-    if isinstance(value, str):
-        path = _local_path(value)[1]
-        return [path] if path else []
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
-    return list(dict.fromkeys(chain.from_iterable(map(local_paths, inner))))
-
-
-def _local_path(text: str) -> tuple[str, str]:
-    """`coco:/data/x.json` as its kind and its path; an empty path where there is no absolute one."""
-    match = re.fullmatch(r"(\w+:)?((?:/(?!/)|[A-Za-z]:[\\/]).*)", text, re.DOTALL)
-    return (match[1] or "", match[2]) if match else ("", "")
 
 
 def _shares(title: str, counts: Mapping[str, int], total: int, ordered: bool = True) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pearl.pipelines.publishing.card import TAG, Card, local_paths, make_card
+from pearl.paths import local_paths
+from pearl.pipelines.publishing.card import TAG, Card, make_card
 from pearl.pipelines.publishing.errors import PublishError, explained, is_transient
 from pearl.pipelines.publishing.facts import gather
 from pearl.pipelines.publishing.plan import Plan, Shard
