@@ -156,6 +156,17 @@ def test_another_stands_in_for_what_cannot_be_used(examples: Examples) -> None:
     assert refused[7]["row-07"].startswith("row 7: image 1: ")
 
 
+def test_a_sample_is_drawn_by_the_seed_alone(examples: Examples) -> None:
+    """Files are often sorted, by skill for instance, so their first rows stand for nothing."""
+    samples = [[int(one.id) for one in ByNumber(examples, seed).sample(30)] for seed in (0, 0, 1)]
+    assert samples[0] == samples[1]
+    assert samples[0] != samples[2]
+    for sample in samples:
+        assert len(set(sample)) == 30
+        assert 90 < sum(sample) / 30 < 210
+    assert sorted(int(one.id) for one in ByNumber(examples, 0).sample(500)) == list(range(300))
+
+
 class ByNumber(Examples):
     """Rows of which those from 200 up can be used, without the work of making their views."""
 

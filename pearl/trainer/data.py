@@ -167,12 +167,12 @@ class Examples(Dataset[Drawn]):
     def _substitute(self, index: int, attempt: int) -> int:
         return int(generator("substitute", self.seed, index, attempt).integers(len(self.rows)))
 
-    def first(self, count: int) -> list[Trajectory]:
-        """Of the first rows those that can be read."""
+    def sample(self, count: int) -> list[Trajectory]:
+        """Of so many rows, drawn by the seed alone, those that can be read."""
         found = []
-        for row in self.rows[:count]:
+        for number in generator("sample", self.seed).permutation(len(self.rows))[:count]:
             with suppress(DataError):
-                found.append(self.table[row])
+                found.append(self.table[self.rows[number]])
         return found
 
     def example(self, trajectory: Trajectory) -> Example:

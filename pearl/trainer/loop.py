@@ -212,7 +212,7 @@ class LearnerTrainer(Trainer):
         held_out, packer = self.prepared.held_out, self.prepared.packer
         with self.accelerator.autocast():
             answers = answer_accuracy(
-                self._learner, packer, held_out.encoder, held_out.template, held_out.first(MAX_ANSWERS)
+                self._learner, packer, held_out.encoder, held_out.template, held_out.sample(MAX_ANSWERS)
             )
         metrics |= {f"eval_{name}": value for name, value in answers.items()}
         return output._replace(metrics=metrics)
