@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import pearl.trainer.data
 from pearl.parquet import DataError
 from pearl.records import EncodedImage, Step, Trajectory
 from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
@@ -77,8 +81,28 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pyte
         patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space left"):
             Table(data, cache)
-    assert not list(cache.iterdir())
+    assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
     assert len(Table(data, cache)) == 12
+
+
+def test_of_several_processes_one_writes_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, cache, read = data_file(tmp_path), tmp_path / "cache", pearl.trainer.data._group
+
+    def slowly(*args: Any) -> Any:
+        (tmp_path / f"written-by-{os.getpid()}").touch()
+        time.sleep(0.5)
+        return read(*args)
+
+    monkeypatch.setattr(pearl.trainer.data, "_group", slowly)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        lengths = pool.starmap(_length, [(data, cache)] * 3, chunksize=1)
+    assert lengths == [12, 12, 12]
+    assert len(list(tmp_path.glob("written-by-*"))) == 1
+    assert len(list(cache.glob("*.arrow"))) == 1
+
+
+def _length(data: Path, cache: Path) -> int:
+    return len(Table(data, cache))
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.7])

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 from torch.utils.data import Dataset, Sampler
 
 from pearl.errors import PearlError
@@ -41,7 +42,8 @@ class Table:
 
     Args:
         data: A file, a folder, a glob or a Hub dataset id; `:split` behind it where there are several.
-        cache: Where the copy lies; it is used again while the files are the same.
+        cache: Where the copy lies; it is used again while the files are the same. Of several processes one writes it,
+            the others wait.
 
     Raises:
         DataError: there are no trajectories, or a file is none of this schema version.
@@ -57,16 +59,21 @@ class Table:
         self.path = cache / f"{self.fingerprint}.arrow"
         if not self.path.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(f".{uuid4().hex}.partial")  # several processes may be at it
-            try:
-                with pa.ipc.new_file(partial, schema()) as writer:
-                    for file, reader in zip(files, readers, strict=True):
-                        for group in range(reader.num_row_groups):
-                            writer.write_table(_group(file, reader, group))
-                partial.replace(self.path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with FileLock(self.path.with_suffix(".lock")):
+                if not self.path.exists():
+                    self._write(files, readers)
         self._table: pa.Table | None = None
+
+    def _write(self, files: Sequence[Path], readers: Sequence[pq.ParquetFile]) -> None:
+        partial = self.path.with_suffix(f".{uuid4().hex}.partial")  # not every shared file system keeps locks
+        try:
+            with pa.ipc.new_file(partial, schema()) as writer:
+                for file, reader in zip(files, readers, strict=True):
+                    for group in range(reader.num_row_groups):
+                        writer.write_table(_group(file, reader, group))
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @property
     def table(self) -> pa.Table:
