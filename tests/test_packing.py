@@ -276,6 +276,7 @@ def test_a_token_sees_its_own_view_up_to_itself_and_nothing_else(
     assert made.after is not None
     main, after = Attention.among(made.main.tokens), made.after.tokens
     cached = Attention.among(after, made.main.tokens.first(made.shared) if made.shared else None)
+    assert all(kept.ndim == 2 or kept.dtype is torch.bool for kept in vars(main).values())  # T² only of bits
     assert main.allowed.any(-1).all()
     assert cached.allowed.any(-1).all()
     for view, places in made.places.items():

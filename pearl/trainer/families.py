@@ -62,13 +62,14 @@ class Attention:
 
     Attributes:
         allowed: (R, T, S + T) bool.
-        distance: (R, T, S + T) how far back a token is in the view's own order.
         same_image: (R, T, S + T) bool, whether both are in one run of visual tokens.
+        order: (R, T) places of those who see, and `seen_order` (R, S + T) of those who are seen, in their own view.
     """
 
     allowed: Tensor
-    distance: Tensor
     same_image: Tensor
+    order: Tensor
+    seen_order: Tensor
 
     @classmethod
     def among(cls, tokens: Tokens, cached: Tokens | None = None) -> Attention:
@@ -81,10 +82,9 @@ class Attention:
         branch, prefix, order, block = (
             t[:, :, None] for t in (tokens.branch, tokens.prefix, tokens.order, tokens.block)
         )
-        distance = order - seen("order")
         ancestor = (seen("branch") == 0) & (seen("order") < prefix) & (branch >= 0)
-        allowed = ((seen("branch") == branch) | ancestor) & (distance >= 0)
-        return cls(allowed, distance, (seen("block") == block) & (block >= 0))
+        allowed = ((seen("branch") == branch) | ancestor) & (seen("order") <= order)
+        return cls(allowed, (seen("block") == block) & (block >= 0), tokens.order, seen("order")[:, 0])
 
 
 class Family:
@@ -338,7 +338,7 @@ class Gemma3(Family):
     def mask(self, core: nn.Module, attention: Attention, dtype: torch.dtype) -> Any:
         config: Any = core.config
         window: int = config.text_config.sliding_window
-        near = attention.allowed & (attention.distance < window)
+        near = attention.allowed & (attention.order[:, :, None] - attention.seen_order[:, None] < window)
         return {
             "full_attention": additive(attention.allowed | attention.same_image, dtype),
             "sliding_attention": additive(near | attention.same_image, dtype),
