@@ -97,7 +97,7 @@ class Batch:
 
     Attributes:
         sample_ids: The trajectories' ids, for messages.
-        images: The vision tower's input; each distinct image once.
+        images: The vision tower's input; each distinct image of a trajectory once.
         main: The rows that are learned from.
         after: The rows of views that give targets only, if any.
         shared: How many of the first tokens of `main` they stand on, whose keys and values they take from its cache;
