@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ import pearl.trainer.data
 from pearl.parquet import DataError
 from pearl.records import EncodedImage, Step, Trajectory
 from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
+from pearl.trainer.objectives.mirage import Mirage
+from pearl.trainer.objectives.sft import Sft, SftAnswer
 from pearl.trainer.packing import Example
-from pearl.trainer.preparation import prepare
+from pearl.trainer.preparation import Prepared, prepare
 from pearl.trainer.views import ViewError
+from tests.plain import picture, step, tiny
 from tests.runs import config, data_file, rows
+from tests.tiny_vlms import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,6 @@ def ids(table: Table) -> list[str]:
 def test_any_row_is_the_trajectory_that_was_written(data: Path, tmp_path: Path) -> None:
     table = Table(data, tmp_path)
     assert [table[row] for row in (11, 0, 5)] == [rows()[row] for row in (11, 0, 5)]
-    assert table.num_steps() == [row % 4 for row in range(12)]
 
 
 @pytest.mark.parametrize("place", ["", "*.parquet", "**/*.parquet"])
@@ -148,6 +152,70 @@ def test_neighbours_are_about_as_long() -> None:
     batches = [epoch(GroupedOrder(lengths, 4, seed=0), 0)[start : start + 4] for start in range(0, 400, 4)]
     within = [max(lengths[row] for row in batch) - min(lengths[row] for row in batch) for batch in batches]
     assert sum(within) / len(within) < 10
+
+
+def of_many_lengths() -> list[Trajectory]:
+    """Images from 32 to 256 pixels a side, thoughts from a word to a page, in no order; both differ by themselves."""
+    made = []
+    for number, one in enumerate(rows(48)):
+        side = 32 * (1 + number * 5 % 8)
+        steps = [step("Look. " * (1 + 20 * (number * 7 % 12)), picture(number, 40, 40)) for _ in range(number % 3)]
+        made.append(replace(one, image=picture(number, side, side), steps=tuple(steps)))
+    return made
+
+
+def padded_share(prepared: Prepared, order: Sequence[int]) -> float:
+    batches = [order[start : start + 4] for start in range(0, len(order), 4)]
+    made = [prepared.packer([prepared.training[row].example for row in batch]) for batch in batches]
+    padding = torch.cat([(batch.main.tokens.branch < 0).flatten() for batch in made])
+    return padding.float().mean().item()
+
+
+@pytest.mark.parametrize("objective", ["pearl", "sft-answer", "lvr", "mirage"])
+def test_batches_of_the_order_are_padded_less_than_random_ones(tmp_path: Path, objective: str) -> None:
+    """As little as if the lengths were known; for an objective that sees one image too, whose size makes a row long."""
+    usable = [one for one in of_many_lengths() if one.steps or objective in ("pearl", "sft-answer")]
+    data = data_file(tmp_path, usable)
+    prepared = prepare(config(data, tmp_path / "out", objective=objective, max_pixels=256**2, batch_size=4))
+    count = len(prepared.lengths)
+    known = [len(prepared.training[row].example) for row in range(count)]
+    grouped, best = (
+        padded_share(prepared, epoch(GroupedOrder(lengths, 4, seed=0), 0)) for lengths in (prepared.lengths, known)
+    )
+    shuffled = [torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist() for seed in range(3)]
+    assert grouped < 1.05 * best
+    assert grouped < min(padded_share(prepared, order) for order in shuffled)
+
+
+def test_lengths_are_of_what_the_objective_shows(tmp_path: Path) -> None:
+    """And of the data alone; images that cannot be read count nothing."""
+    one, blank = rows(4)[3], rows(4)[3]
+    shorter = replace(one, steps=one.steps[:1], conclusion="")
+    made = [one, shorter, replace(one, image=EncodedImage(b"no image")), replace(blank, steps=())]
+    table, found = Table(data_file(tmp_path, made), tmp_path / "cache"), dict[str, list[int]]()
+    for name, kind in (("sft", Sft), ("sft-answer", SftAnswer), ("mirage", Mirage)):
+        t = tiny("qwen2_5_vl")
+        found[name] = table.lengths(kind(), t.encoder)
+        assert found[name] == table.lengths(kind(), t.encoder)
+    whole, less, unreadable, without = found["sft"]
+    assert whole > less > without > 0
+    assert whole - unreadable == tiny("qwen2_5_vl").encoder.image(one.image).num_tokens
+    assert found["sft-answer"][0] == found["sft-answer"][1] == found["sft-answer"][3] < without
+    assert found["sft-answer"][0] < found["mirage"][0] < whole
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_images_are_counted_without_a_look_at_them(name: str) -> None:
+    """Exactly where they keep their sizes, else as many as any."""
+    encoder = tiny(name).encoder
+    images = [picture(1, *size) for size in ((40, 48), (200, 64), (64, 300), (512, 512))]
+    counts = [encoder.num_tokens(image.data) for image in images]
+    if encoder.family.keeps_sizes:
+        assert counts == [encoder.image(image).num_tokens for image in images]
+        assert encoder.num_tokens(b"no image") == encoder.num_tokens(picture(1, 900, 2).data) == 0
+    else:
+        assert counts[0] > 0
+        assert len(set(counts)) == 1
 
 
 @pytest.fixture(scope="module")

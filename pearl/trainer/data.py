@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,6 +31,9 @@ from pearl.trainer.packing import Example
 from pearl.trainer.views import ViewEncoder, ViewError
 
 MAX_DRAWS = 100
+"""Of what stands in for a trajectory that cannot be used."""
+SAMPLED = 64
+"""Trajectories whose words tell how many tokens a character makes."""
 
 
 class TooLong(PearlError, ValueError):
@@ -95,10 +99,13 @@ class Table:
         """Of all ids, in their order."""
         return hashlib.sha256(json.dumps(self.table["id"].to_pylist()).encode()).hexdigest()[:16]
 
-    def num_steps(self) -> list[int]:
-        """Of each row; how long a row will be, roughly."""
-        lengths: list[int] = pc.list_value_length(self.table["steps"]).to_pylist()
-        return lengths
+    def lengths(self, objective: Objective, encoder: ViewEncoder) -> list[int]:
+        """About how many tokens each row's longest view has, from its characters and its images' sizes."""
+        some = self.table.select(["question", "conclusion"]).slice(0, SAMPLED).to_pydict()
+        text = "\n".join(text or "" for texts in some.values() for text in texts)
+        per_character = len(encoder.tokenizer(text)["input_ids"]) / len(text)
+        found = [_lengths(batch, objective, encoder, per_character) for batch in self.table.to_batches()]
+        return [round(length) for length in np.concatenate(found).tolist()]
 
     def held_out(self, fraction: float, seed: int) -> tuple[list[int], list[int]]:
         """Rows to train on and rows to evaluate on; no image stands in both, whatever the rows' order."""
@@ -114,6 +121,39 @@ def _group(file: Path, reader: pq.ParquetFile, group: int) -> pa.Table:
         return reader.read_row_group(group).replace_schema_metadata(schema().metadata)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _lengths(rows: pa.RecordBatch, objective: Objective, encoder: ViewEncoder, per_character: float) -> np.ndarray:
+    """(R,)"""
+    choices, steps = rows["choices"], rows["steps"]
+    inside = steps.flatten()
+    characters = _characters(rows["question"], rows["answer"]) + _summed(choices, _characters(choices.flatten()))
+    tokens = _visual_tokens(rows["image"], encoder)
+    if objective.step_words:
+        characters += _characters(rows["conclusion"])
+        characters += _summed(steps, _characters(*(inside.field(name) for name in ("thought", "arguments", "text"))))
+    if objective.step_images:
+        tokens += _summed(steps, _visual_tokens(inside.field("image"), encoder))
+    lengths: np.ndarray = characters * per_character + tokens
+    return lengths
+
+
+def _characters(*columns: pa.StringArray) -> np.ndarray:
+    """(R,) of all columns together."""
+    lengths = [pc.utf8_length(texts).fill_null(0).to_numpy(zero_copy_only=False) for texts in columns]
+    together: np.ndarray = np.sum(lengths, axis=0, dtype=float)
+    return together
+
+
+def _visual_tokens(images: pa.StructArray, encoder: ViewEncoder) -> np.ndarray:
+    contents = (content.as_py() for content in images.field("bytes"))
+    return np.array([0 if content is None else encoder.num_tokens(content) for content in contents], float)
+
+
+def _summed(lists: pa.ListArray, values: np.ndarray) -> np.ndarray:
+    """(R,) the sum of the values in each list."""
+    sums: np.ndarray = np.bincount(pc.list_parent_indices(lists), values, len(lists))
+    return sums
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ class Family:
     """The kinds of language layers whose masks it makes."""
     differs_among_others: ClassVar[bool] = False
     """Whether an image is preprocessed in another way where a conversation has several."""
+    keeps_sizes: ClassVar[bool] = False
+    """Whether larger images have more visual tokens, a number that the image processor tells from their size."""
 
     def placeholder(self, processor: Any) -> str:
         """What stands for an image in a rendered conversation."""
@@ -195,6 +197,7 @@ class QwenVL(Family):
 
     vision_parts = ("visual",)
     projector_parts: ClassVar[tuple[str, ...]] = ("visual.merger",)
+    keeps_sizes = True
 
     def positions(self, core_config: Any, visual: np.ndarray, images: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
         """As the model's own `get_rope_index`, for one view: an image's tokens share their time, and the text after

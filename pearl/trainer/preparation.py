@@ -87,7 +87,7 @@ def prepare(config: TrainConfig) -> Prepared:
         config.tree and loaded.family.tree,
         not config.gradient_checkpointing,
     )
-    steps = table.num_steps()
+    lengths = table.lengths(objective, encoder)
 
     def examples(of: Table, chosen: list[int]) -> Examples:
         return Examples(of, chosen, objective, encoder, template, config.max_tokens, config.seed)
@@ -100,5 +100,5 @@ def prepare(config: TrainConfig) -> Prepared:
     )
     return Prepared(
         resolved, objective, template, loaded, encoder, learner, packer,
-        examples(table, rows), examples(held_table, held), [steps[row] for row in rows],
+        examples(table, rows), examples(held_table, held), [lengths[row] for row in rows],
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from pearl.errors import PearlError
-from pearl.images import decode
+from pearl.images import ImageError, decode, stored_size
 from pearl.records import Box, EncodedImage
 from pearl.trainer.conversation import ImagePart, Turn
 
@@ -152,6 +153,22 @@ class ViewEncoder:
         count = text.count(self.family.visual_token(self.processor))
         shown = self.family.shown(self.processor, *pixels.shape[1:])
         return ImageInputs({k: v for k, v in inputs.items() if isinstance(v, Tensor)}, text, count, shown)
+
+    def num_tokens(self, image: bytes) -> int:
+        """About how many visual tokens an image has, from its header at most; 0 where it cannot be used."""
+        if not self.family.keeps_sizes:
+            return self._usual
+        processor = self.processor.image_processor
+        try:
+            width, height = stored_size(image)
+            patches = processor.get_number_of_image_patches(height, width)
+        except (ImageError, ValueError):
+            return 0
+        return int(patches // processor.merge_size**2)
+
+    @cached_property
+    def _usual(self) -> int:
+        return self._preprocessed(torch.zeros(3, 448, 448, dtype=torch.uint8)).num_tokens
 
     def grid(self, image: ImageInputs) -> tuple[int, int]:
         """Rows and columns of an image's merged visual tokens.

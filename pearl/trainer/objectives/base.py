@@ -28,12 +28,16 @@ class Objective(ABC):
         special_tokens: What it adds to the vocabulary.
         latent_token: The one of them at which latents stand.
         needs_grids: Whether it places boxes on images' visual tokens, which some families do not allow.
+        step_words, step_images: Whether its views show what was said in the steps, and their images: by these,
+            trajectories that are about as long are batched together.
     """
 
     name: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]] = ()
     latent_token: ClassVar[str | None] = None
     needs_grids: ClassVar[bool] = False
+    step_words: ClassVar[bool] = True
+    step_images: ClassVar[bool] = True
 
     @abstractmethod
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:

@@ -45,6 +45,8 @@ class Lvr(Objective):
     special_tokens: ClassVar[tuple[str, ...]] = ("<|lvr_start|>", "<|lvr|>", "<|lvr_end|>")
     latent_token: ClassVar[str] = "<|lvr|>"
     needs_grids: ClassVar[bool] = True
+    step_words: ClassVar[bool] = False
+    step_images: ClassVar[bool] = False
     weight: float = 0.1
     head: Head = "none"
     loss: Distance = "mse"

@@ -38,6 +38,7 @@ class Mirage(Objective):
     name: ClassVar[str] = "mirage"
     special_tokens: ClassVar[tuple[str, ...]] = ("<|latent_start|>", "<|latent_pad|>", "<|latent_end|>")
     latent_token: ClassVar[str] = "<|latent_pad|>"
+    step_images: ClassVar[bool] = False
     stage: Literal[1, 2] = 1
     num_latents: int = 4
     vlm_weight: float = 0.1

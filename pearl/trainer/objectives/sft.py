@@ -33,6 +33,8 @@ class SftAnswer(Objective):
     """Next-token loss on the answer, straight after image and question: no tools at all."""
 
     name: ClassVar[str] = "sft-answer"
+    step_words: ClassVar[bool] = False
+    step_images: ClassVar[bool] = False
 
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:
         view = encoder.view((*conversation.question(), conversation.direct()), images)
