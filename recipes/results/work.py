@@ -99,7 +99,7 @@ def train(job: Job, work: Path) -> tuple[str, list[Path]]:
     for number, options in enumerate(stages):
         out = work / job.name / str(number)
         config = TrainConfig(
-            data=str(DATA / "train.parquet"), out=str(out), model=model, objective=one.objective,
+            data=str(DATA / f"{one.data}.parquet"), out=str(out), model=model, objective=one.objective,
             objective_options=dict(options), max_steps=job.updates // len(stages), batch_size=BATCH_SIZE,
             learning_rate=job.rate, seed=job.seed, eval_fraction=0, save_steps=0, log_steps=10, resume=True,
         )  # fmt: skip
