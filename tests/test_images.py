@@ -25,6 +25,7 @@ from pearl.images import (
     decode_depth,
     encode,
     header,
+    stored_size,
 )
 
 RNG = np.random.default_rng(0)
@@ -86,8 +87,16 @@ def test_the_content_decides_the_format_not_the_name() -> None:
             decoder(b"dear diary, this is no photograph")
 
 
+def test_the_stored_size_is_that_before_any_turn() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for kind in ("PNG", "JPEG", "WEBP"):
+        data = saved(COLOURS, kind, exif=exif)
+        assert stored_size(data) == header(data)[::-1] == (48, 32)
+
+
 def test_an_empty_file_is_refused() -> None:
-    for decoder in (decode, header):
+    for decoder in (decode, header, stored_size):
         with pytest.raises(ImageError, match="the file is empty"):
             decoder(b"")
 
