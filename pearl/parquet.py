@@ -268,9 +268,7 @@ def resolve_split(data: str | Path) -> list[Path]:
     Raises:
         DataError: there are several and none is named, or not the one that is.
     """
-    place, _, wanted = str(data).rpartition(":")
-    if not place or Path(data).exists() or not wanted.isidentifier():
-        place, wanted = str(data), ""
+    place, wanted = place_and_split(data)
     files = resolve(place)
     splits = {file: found[1] if (found := _SHARD.fullmatch(file.name)) else "" for file in files}
     names = sorted(set(splits.values()))
@@ -283,6 +281,14 @@ def resolve_split(data: str | Path) -> list[Path]:
             f"{place} has no split {wanted!r}; it has {', '.join(name or 'no named one' for name in names)}"
         )
     return [file for file in files if not wanted or splits[file] == wanted]
+
+
+def place_and_split(data: str | Path) -> tuple[str, str]:
+    """`PLACE:train` in its two parts; the split is empty where none is named."""
+    place, _, wanted = str(data).rpartition(":")
+    if not place or Path(data).exists() or not wanted.isidentifier():
+        return str(data), ""
+    return place, wanted
 
 
 def _hidden(path: Path) -> bool:

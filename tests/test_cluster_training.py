@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pearl.parquet import write_trajectories
+from pearl.trainer.cluster import from_anywhere
+from pearl.trainer.config import TrainConfig
 from tests.plain import trajectories
 from tests.tiny_vlms import build_tiny_vlm
 
@@ -27,11 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def start(folder: Path, out: str, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pearl.cli.train", "--data", str(folder / "steps.parquet")]
-    command += ["--model", str(folder / "tiny"), "--out", str(folder / out), "--eval-fraction", "0", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(folder: Path, out: str, *options: str, **variables: str) -> subprocess.Popen[bytes]:
+    """The command in this folder, with relative paths."""
+    command = [sys.executable, "-m", "pearl.cli.train", "--data", "steps.parquet", "--model", "tiny", "--out", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.Popen(
+        [*command, "--eval-fraction", "0", *options],
+        cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 def curve(folder: Path, out: str) -> dict[int, float]:
@@ -51,6 +57,57 @@ def test_two_workers_make_the_curve_of_one_process(folder: Path) -> None:
     finished(start(folder, "two", *ON_TWO, *steps))
     assert curve(folder, "two") == pytest.approx(curve(folder, "alone"), rel=1e-4)
     assert (folder / "two" / "model" / "model.safetensors").exists()
+
+
+def test_settings_are_those_of_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "words.json").write_text("{}")
+    local = {"data": "tiny/../steps.parquet", "eval_data": ".:train", "model": "tiny", "template": "words.json", "out": "o"}
+    found = from_anywhere(TrainConfig(**local, objective_options={"target_encoder": "tiny", "lambda_": 0.5}))
+    assert (found.data, found.eval_data) == (f"{folder}/steps.parquet", f"{folder}:train")
+    assert (found.model, found.template, found.out) == (f"{folder}/tiny", f"{folder}/words.json", f"{folder}/o")
+    assert found.objective_options == {"target_encoder": f"{folder}/tiny", "lambda_": 0.5}
+    assert from_anywhere(TrainConfig("st?ps*")).data == f"{folder}/st?ps*"
+    timm = from_anywhere(TrainConfig("a", objective_options={"target_encoder": "timm:local-dir:tiny"}))
+    assert timm.objective_options == {"target_encoder": f"timm:local-dir:{folder}/tiny"}
+
+
+def test_names_and_hub_ids_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("vlm-nano", "pearl"):
+        (tmp_path / name).mkdir()
+    options = {"target_encoder": "timm:resnet18"}
+    given = TrainConfig("org/data:train", model="vlm-nano", eval_data="org/data", objective_options=options)
+    for settings in (given, replace(given, model=None), replace(given, model="org/model")):
+        assert from_anywhere(settings) == replace(settings, out=f"{tmp_path}/runs/pearl")
+
+
+PICKY = """
+from pearl.errors import PearlError
+from pearl.trainer.objectives.sft import Sft
+
+class Picky(Sft):
+    name = "picky"
+    def example(self, conversation, images, encoder):
+        if conversation.trajectory.id == "bad":
+            raise PearlError("this one cannot be learned:\\nno hope")
+        return super().example(conversation, images, encoder)
+"""
+
+
+def test_an_error_in_one_worker_ends_the_run_with_its_message(folder: Path, tmp_path: Path) -> None:
+    """The other worker waits for it meanwhile."""
+    write_trajectories(folder / "bad.parquet", [*trajectories(), replace(trajectories()[0], id="bad")])
+    (tmp_path / "picky.py").write_text(PICKY)
+    (tmp_path / "picky-1.dist-info").mkdir()
+    (tmp_path / "picky-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: picky\nVersion: 1\n")
+    (tmp_path / "picky-1.dist-info" / "entry_points.txt").write_text("[pearl.objectives]\npicky = picky:Picky\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = start(folder, "bad", "--data", "bad.parquet", "--objective", "picky", *ON_TWO, PYTHONPATH=path)
+    said = process.communicate(timeout=290)[1].decode()
+    assert process.returncode == 1
+    assert said.endswith("error: this one cannot be learned:\nno hope\n")
+    assert said.count("trained parameters:") == 1  # the workers were not started anew
 
 
 @pytest.mark.slow

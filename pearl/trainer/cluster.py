@@ -6,15 +6,21 @@ import json
 import logging
 import os
 from dataclasses import asdict, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 from pearl.errors import PearlError
+from pearl.parquet import place_and_split
 from pearl.trainer.config import TrainConfig, make_config
-from pearl.trainer.run_directory import claim
+from pearl.trainer.conversation import template_names
+from pearl.trainer.models import BUILT_IN
+from pearl.trainer.run_directory import claim, write_json
 from pearl.trainer.train import Report
 
 REPORT = "report.json"
+"""What the workers leave for the driver: the report, or the error that ends the run."""
+TIMM_FOLDER = "timm:local-dir:"
 
 
 class ClusterError(PearlError, RuntimeError):
@@ -24,7 +30,8 @@ class ClusterError(PearlError, RuntimeError):
 def train_on_ray(
     config: TrainConfig, num_workers: int, use_gpu: bool = False, address: str | None = None, max_failures: int = 3
 ) -> Report:
-    """Trains with `num_workers` processes. A worker that dies is replaced, and all go on from the last checkpoint.
+    """Trains with `num_workers` processes. A worker that dies is replaced, and all go on from the last checkpoint;
+    an error that a new start would only repeat ends the run.
 
     `config.out` must be a folder that every node sees.
 
@@ -33,11 +40,21 @@ def train_on_ray(
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = replace(config, out=str(Path(config.out).resolve()), data=_absolute(config.data))
+    config = from_anywhere(config)
+    report = Path(config.out) / REPORT
     claim(config, Path(config.out))
+    report.unlink(missing_ok=True)
+
+    class Stop(UserCallback):  # type: ignore[misc]
+        """Without it the workers would be started anew after any error; one in a callback ends the run."""
+
+        def after_exception(self, *args: Any, **options: Any) -> None:
+            if error := _read(report).get("error"):
+                raise ClusterError(error)
+
     started = not ray.is_initialized()
     if started:
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
@@ -48,17 +65,22 @@ def train_on_ray(
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=RunConfig(
-                name="ray", storage_path=config.out, failure_config=FailureConfig(max_failures=max_failures)
+                name="ray",
+                storage_path=config.out,
+                failure_config=FailureConfig(max_failures=max_failures),
+                callbacks=[Stop()],
             ),
         )
         trainer.fit()
     except Exception as error:
+        if said := _read(report).get("error"):
+            raise ClusterError(said) from error
         raise ClusterError(f"training on Ray stopped: {_cause(error)}") from error
     finally:
         if started:
             ray.shutdown()
-    report = json.loads((Path(config.out) / REPORT).read_text(encoding="utf-8"))
-    return Report(**{**report, "model": Path(report["model"])})
+    found = _read(report)
+    return Report(**{**found, "model": Path(found["model"])})
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -70,16 +92,47 @@ def _worker(settings: dict[str, Any]) -> None:
     from pearl.trainer.train import train
 
     first = ray.train.get_context().get_world_rank() == 0
-    report = train(config, progress=first)
+    report = Path(config.out) / REPORT
+    try:
+        made = train(config, progress=first)
+    except PearlError as error:
+        write_json(report, {"error": str(error)})
+        raise
     if first:
-        text = json.dumps({**asdict(report), "model": str(report.model)})
-        (Path(config.out) / REPORT).write_text(text, encoding="utf-8")
+        write_json(report, {**asdict(made), "model": str(made.model)})
 
 
-def _absolute(data: str) -> str:
-    """A local path as every worker finds it; a Hub id as it is."""
-    path = Path(data)
-    return str(path.resolve()) if path.exists() or "*" in data else data
+def _read(report: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    return found
+
+
+def from_anywhere(config: TrainConfig) -> TrainConfig:
+    """The same settings for processes that run in other folders: local paths absolute, names and Hub ids as they are."""
+    options = dict(config.objective_options)
+    if isinstance(encoder := options.get("target_encoder"), str):
+        before = TIMM_FOLDER if encoder.startswith(TIMM_FOLDER) else ""
+        options["target_encoder"] = before + _absolute(encoder.removeprefix(before))
+    return replace(
+        config,
+        out=str(Path(config.out).resolve()),
+        data=_absolute_data(config.data),
+        eval_data=config.eval_data and _absolute_data(config.eval_data),
+        model=config.model if config.model in (None, BUILT_IN) else _absolute(str(config.model)),
+        template=config.template if config.template in template_names() else _absolute(config.template),
+        objective_options=options,
+    )
+
+
+def _absolute(name: str) -> str:
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name
+
+
+def _absolute_data(data: str) -> str:
+    place, split = place_and_split(data)
+    found = str(Path(place).resolve()) if has_magic(place) else _absolute(place)
+    return f"{found}:{split}" if split else found
 
 
 def _cause(error: BaseException) -> str:
