@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from pearl.torch_setup import prepare_torchvision
+from pearl.trainer.cluster import train_on_ray
 from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.run_directory import COMPLETE, checkpoints
 from pearl.trainer.train import train
@@ -177,6 +178,19 @@ def test_other_settings_cannot_go_on_with_a_run(data: Path, tmp_path: Path, unin
         train(replace(settings, learning_rate=0.1, lora_rank=8), progress=False)
     with pytest.raises(ConfigError, match="holds a run already"):
         train(replace(settings, resume=False), progress=False)
+
+
+def test_another_number_of_processes_cannot_go_on_with_a_run(
+    data: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted, out)
+    settings = config(data, out, resume=True, **SETTINGS)
+    with pytest.raises(ConfigError, match="had another number of processes: 1 → 2"):
+        train_on_ray(settings, num_workers=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="had another number of processes: 1 → 2"):
+        train(settings, progress=False)
 
 
 def test_other_data_cannot_go_on_with_a_run(tmp_path: Path) -> None:

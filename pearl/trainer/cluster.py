@@ -45,7 +45,7 @@ def train_on_ray(
 
     config = from_anywhere(config)
     report = Path(config.out) / REPORT
-    claim(config, Path(config.out))
+    claim(config, Path(config.out), num_workers)
     report.unlink(missing_ok=True)
 
     class Stop(UserCallback):  # type: ignore[misc]

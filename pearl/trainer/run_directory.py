@@ -18,11 +18,11 @@ SETTINGS = "config.json"
 LOGS = ("log.jsonl", "refused.jsonl", "tensorboard", "checkpoints")
 
 
-def claim(config: TrainConfig, out: Path) -> None:
+def claim(config: TrainConfig, out: Path, processes: int) -> None:
     """Makes the folder this run's. What is left of a run that came to no checkpoint is cleared away.
 
     Raises:
-        ConfigError: another run is there, or the settings of the one to resume were others.
+        ConfigError: another run is there, or the one to resume had other settings or another number of processes.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, not a folder")
@@ -33,6 +33,8 @@ def claim(config: TrainConfig, out: Path) -> None:
         if before is None:
             raise ConfigError(f"{out} holds no settings of a run to resume: give another --out")
         _refuse_changes(config, before["settings"], out)
+        if (had := before.get("processes", processes)) != processes:
+            raise ConfigError(f"the run in {out} had another number of processes: {had} → {processes}")
         return
     for place in [out / name for name in LOGS if before is not None]:
         if place.is_dir():
@@ -40,7 +42,7 @@ def claim(config: TrainConfig, out: Path) -> None:
         else:
             place.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / SETTINGS, {"version": __version__, "settings": config.to_json()})
+    write_json(out / SETTINGS, {"version": __version__, "processes": processes, "settings": config.to_json()})
 
 
 def record(resolved: TrainConfig, rows: str, out: Path) -> None:

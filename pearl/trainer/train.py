@@ -59,7 +59,7 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     out = Path(config.out)
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
-        claim(config, out)
+        claim(config, out, int(os.environ.get("WORLD_SIZE", "1")))
         if config.push_to_hub:
             open_repository(config.push_to_hub)
     with _explained():
