@@ -176,6 +176,8 @@ def test_data_of_which_nothing_can_be_used(data: Path, tmp_path: Path, workers: 
         (["--attention", "flash_attention_2"], "attention is 'flash_attention_2'; expected 'sdpa' or 'eager'"),
         (["--min-pixels", "9000", "--max-pixels", "100"], "min_pixels is above max_pixels"),
         (["--config", "nowhere.json"], "cannot be read as settings"),
+        (["--use-gpu"], "--use-gpu is about workers of Ray: say how many, --num-workers N"),
+        (["--address", "auto"], "--address is about workers of Ray"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -183,7 +185,7 @@ def test_settings_that_cannot_be_used(data: Path, tmp_path: Path, options: list[
     assert said in refused(data, tmp_path / "out", *options)
 
 
-@pytest.mark.parametrize("options", [["--jepa-distance", "foo"], ["--precision", "fp8"], ["--batch-size", "two"]])
+@pytest.mark.parametrize("options", [["--jepa-distance", "foo"], ["--precision", "fp8"], ["--batch-size", "two"], ["--num-workers", "0"]])
 def test_values_that_an_option_does_not_take(data: Path, tmp_path: Path, options: list[str]) -> None:
     result = invoke(data, tmp_path / "out", *options)
     assert result.exit_code == 2
@@ -599,6 +601,13 @@ def test_a_dry_run_counts_the_updates_of_a_run(data: Path, tmp_path: Path, optio
     assert f"; {updates} updates" in shown
     done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "out")]).stdout
     assert f"{updates} updates; the model" in done
+
+
+def test_a_dry_run_counts_the_updates_of_several_processes(data: Path, tmp_path: Path) -> None:
+    given = ["--data", str(data), "--model", str(model()), "--batch-size", "2", "--eval-fraction", "0", "--dry-run"]
+    for workers, updates in ((1, 6), (2, 3), (5, 2)):
+        shown = CliRunner().invoke(app, [*given, "--num-workers", str(workers), "--out", str(tmp_path / "out")]).stdout
+        assert f"; {updates} updates" in shown
 
 
 @pytest.mark.parametrize("module", ["torch", "ray", "transformers", "datasets", "pyarrow", "PIL"])

@@ -130,7 +130,7 @@ def train(
     log_steps: Annotated[int | None, opt(RUN, "Log every so many updates (1).")] = None,
     data_workers: Annotated[int | None, opt(RUN, "Processes that decode and tokenize (0).")] = None,
     push_to_hub: Annotated[str | None, opt(RUN, "Publish model/ under this Hub id, private.")] = None,
-    num_workers: Annotated[int | None, opt(CLUSTER, "Train under Ray Train with so many workers.")] = None,
+    num_workers: Annotated[int | None, opt(CLUSTER, "Train under Ray Train with so many workers.", min=1)] = None,
     use_gpu: Annotated[bool, opt(CLUSTER, "A GPU for each worker.", "--use-gpu")] = False,
     address: Annotated[str | None, opt(CLUSTER, "A Ray cluster to join; default: one on this machine.")] = None,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
@@ -146,9 +146,12 @@ def train(
         console.print(f"pearl-train {__version__}")
         return
     try:
+        for name in ("use_gpu", "address"):
+            if name in given and num_workers is None:
+                raise PearlError(f"--{name.replace('_', '-')} is about workers of Ray: say how many, --num-workers N")
         settings = _settings(given)
         if dry_run:
-            _show_dry_run(settings)
+            _show_dry_run(settings, num_workers or 1)
         else:
             _train(settings, num_workers, use_gpu, address)
     except (PearlError, OSError) as error:
@@ -204,10 +207,10 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _show_dry_run(config: TrainConfig) -> None:
+def _show_dry_run(config: TrainConfig, processes: int) -> None:
     from pearl.trainer.train import dry_run
 
-    found = dry_run(config)
+    found = dry_run(config, processes)
     console.print(found.trained)
     console.print(f"{found.trajectories} trajectories, {found.held_out} held out; {found.updates} updates")
     console.print(f"weights, gradients and optimizer: {found.gigabytes:.2f} GB a process, activations on top")

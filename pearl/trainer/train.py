@@ -205,8 +205,9 @@ class DryRun:
     row: int
 
 
-def dry_run(config: TrainConfig) -> DryRun:
-    """
+def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
+    """What a run in so many processes would do.
+
     Raises:
         PearlError: as `train`, before any work.
     """
@@ -216,7 +217,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     parameters = list(prepared.learner.parameters())
     kept = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    forwards = math.ceil(len(prepared.training) / config.batch_size)
+    forwards = math.ceil(len(prepared.training) / (config.batch_size * processes))
     updates = math.ceil(math.ceil(forwards / config.accumulation) * config.epochs)
     return DryRun(
         trajectories=len(prepared.training),
