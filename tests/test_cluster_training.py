@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pearl.parquet import write_trajectories
@@ -45,9 +47,11 @@ def curve(folder: Path, out: str) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def finished(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=290)
-    assert process.returncode == 0, errors.decode()[-2000:]
+def finished(process: subprocess.Popen[bytes]) -> str:
+    """What it said on stderr."""
+    said = process.communicate(timeout=290)[1].decode()
+    assert process.returncode == 0, said[-2000:]
+    return said
 
 
 @pytest.mark.timeout(600)
@@ -110,15 +114,25 @@ def test_an_error_in_one_worker_ends_the_run_with_its_message(folder: Path, tmp_
     assert said.count("trained parameters:") == 1  # the workers were not started anew
 
 
+def workers_of(process: int) -> list[int]:
+    """Ray's training workers among a process's descendants."""
+    found = []
+    for one in psutil.Process(process).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [one.pid] if "ray::RayTrainWorker" in " ".join(one.cmdline()) else []
+    return found
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced(folder: Path) -> None:
     steps = ["--max-steps", "30", "--save-steps", "3", "--learning-rate", "1e-2"]
     finished(start(folder, "whole", *ON_TWO, *steps))
-    process = start(folder, "killed", *ON_TWO, *steps)
+    process = start(folder, "killed", *ON_TWO, *steps, RAY_DEDUP_LOGS="0")
     while not list((folder / "killed" / "checkpoints").glob("checkpoint-*/complete")):
         assert process.poll() is None
         time.sleep(0.2)
-    workers = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, check=True).stdout.split()
-    os.kill(int(workers[0]), signal.SIGKILL)
-    finished(process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    said = finished(process)
+    assert said.count("trained parameters:") == 2
+    assert said.count("step 1/30 ") == said.count("step 30/30 ") == 1  # the second attempt went on from a checkpoint
     assert curve(folder, "killed") == pytest.approx(curve(folder, "whole"), rel=1e-4)
