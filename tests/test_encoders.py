@@ -23,6 +23,7 @@ from pearl.trainer.publish import OBJECTIVE_WEIGHTS
 from pearl.trainer.train import train
 from tests.plain import picture, step, tiny, trajectory
 from tests.runs import config, data_file, encoder, logged, rows
+from tests.tiny_vlms import build_tiny_encoder
 
 prepare_torchvision()
 from transformers import TrainerCallback  # noqa: E402
@@ -30,17 +31,7 @@ from transformers import TrainerCallback  # noqa: E402
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny random DINOv2 with its image processor."""
-    prepare_torchvision()
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
-
-    made = tmp_path_factory.mktemp("dinov2")
-    config = Dinov2Config(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-    )  # fmt: skip
-    Dinov2Model(config).save_pretrained(made)
-    BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(made)
-    return str(made)
+    return str(build_tiny_encoder(tmp_path_factory.mktemp("dinov2")))
 
 
 def test_predictor_tokens_meet_the_embeddings_of_the_tool_images(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pearl.trainer.loop import NanLoss
 from pearl.trainer.models import part_of
 from pearl.trainer.packing import Batch
 from pearl.trainer.preparation import prepare
-from pearl.trainer.train import dry_run, train
+from pearl.trainer.train import MEASURED, dry_run, train
 from tests.runs import (
     ENVIRONMENT,
     config,
@@ -87,20 +88,29 @@ def test_accumulated_forwards_are_one_update(
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5)
 
 
-def test_two_processes_make_the_same_updates(
-    data: Path, tmp_path: Path, whole_batches: tuple[Path, dict[str, Tensor]]
-) -> None:
-    settings = config(data, tmp_path / "out", batch_size=2, max_steps=3, learning_rate=1e-3)
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """Though neither the 13 trajectories nor the 5 to evaluate on divide among them."""
+    data, held = data_file(tmp_path, rows(13)), data_file(tmp_path, rows(5), "held.parquet")
+    one = config(data, tmp_path / "one", batch_size=4, max_steps=None, learning_rate=1e-3, eval_data=str(held))
+    expected = train(one, False)
+    two = replace(one, out=str(tmp_path / "two"), batch_size=2)
     ended = subprocess.run(
-        on_two_processes(settings), env=ENVIRONMENT, capture_output=True, text=True, check=False, cwd=tmp_path
+        on_two_processes(two), env=ENVIRONMENT, capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("updates; the model:") == 1
     for name in TERMS:
-        assert logged(tmp_path / "out", name) == pytest.approx(logged(whole_batches[0], name), rel=1e-4), name
-    weights = trained_weights(whole_batches[0])
-    for name, weight in trained_weights(tmp_path / "out").items():
+        assert logged(tmp_path / "two", name) == pytest.approx(logged(tmp_path / "one", name), rel=1e-4), name
+    assert len(logged(tmp_path / "two")) == dry_run(two, processes=2).updates == 4
+    assert evaluated(tmp_path / "two") == pytest.approx(expected.evaluation, rel=1e-4)
+    weights = trained_weights(tmp_path / "one")
+    for name, weight in trained_weights(tmp_path / "two").items():
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-4)
+
+
+def evaluated(out: Path) -> dict[str, float]:
+    (line,) = (line for line in (out / "log.jsonl").read_text().splitlines() if "eval_loss" in line)
+    return {name: value for name, value in json.loads(line).items() if name.startswith(MEASURED)}
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])

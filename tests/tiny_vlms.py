@@ -85,6 +85,20 @@ _TURNS = r"""
 """
 
 
+def build_tiny_encoder(folder: Path) -> Path:
+    """A random DINOv2 with its image processor."""
+    prepare_torchvision()
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    processor = transformers.BitImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
 def build_tiny_vlm(family: str, folder: Path, *, seed: int = 0) -> Path:
     """Saves a random model of the family and its processor to the folder, and returns the folder."""
     prepare_torchvision()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,6 +175,8 @@ class Drawn:
 class Examples(Dataset[Drawn]):
     """Rows as examples of an objective. In place of one that cannot be used comes another, drawn by lot; both are told.
 
+    A negative index is a stand-in's (see `with_stand_ins`): the example is there, but counts for nothing.
+
     Args:
         rows: Of the table.
         max_tokens: The longest view that is taken; None: any.
@@ -198,6 +200,8 @@ class Examples(Dataset[Drawn]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Drawn:
+        if index < 0:
+            return Drawn(self[-1 - index].example.silent())
         refused: dict[int, Refused] = {}
         for attempt in range(MAX_DRAWS):
             row = self.rows[self._substitute(index, attempt) if attempt else index]
@@ -240,25 +244,37 @@ class Examples(Dataset[Drawn]):
         return replace(example, id=trajectory.id)
 
 
+def with_stand_ins(indices: Iterable[int], multiple: int) -> list[int]:
+    """Indices, and after them stand-ins for the last one, `-1 - index`, until there are a multiple of so many.
+
+    So every process of several gets as many full batches, and none gets an example twice that counts twice.
+    """
+    real = list(indices)
+    return real + [-1 - index for index in real[-1:]] * (-len(real) % multiple)
+
+
 class GroupedOrder(Sampler[int]):
     """A random order in which neighbours are about as long, so that little is padded; seed and epoch decide it.
 
     Args:
         lengths: Of each row, in any unit.
         batch_size: How many rows are padded together, over all processes.
+        multiple: Stand-ins make the number of indices a multiple of this.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1) -> None:
+        self.lengths, self.batch_size, self.seed, self.multiple = lengths, batch_size, seed, multiple
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + -len(self.lengths) % self.multiple
 
     def __iter__(self) -> Iterator[int]:
         from transformers.trainer_pt_utils import LengthGroupedSampler
 
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from LengthGroupedSampler(self.batch_size, lengths=list(self.lengths), generator=generator)
+        order = LengthGroupedSampler(self.batch_size, lengths=list(self.lengths), generator=generator)
+        yield from with_stand_ins(order, self.multiple)

@@ -16,7 +16,7 @@ from pearl.randomness import generator
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.answers import answer_accuracy
 from pearl.trainer.callbacks import tell
-from pearl.trainer.data import Drawn, GroupedOrder, Refused
+from pearl.trainer.data import Drawn, GroupedOrder, Refused, with_stand_ins
 from pearl.trainer.learner import Learner
 from pearl.trainer.models import load_trained_state, trained_state
 from pearl.trainer.packing import Batch, Packer
@@ -91,6 +91,9 @@ class LearnerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.order
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return with_stand_ins(range(len(eval_dataset)), self.order.multiple)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The number of items of each term over all forwards and processes of an update."""

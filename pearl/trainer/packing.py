@@ -41,6 +41,11 @@ class Example:
     def __len__(self) -> int:
         return max(len(view) for view in self.views.values())
 
+    def silent(self) -> Example:
+        """One that adds nothing to any term and to no count, in as many tokens."""
+        views = {name: view.silent() for name, view in self.views.items()}
+        return replace(self, views=views, extras={name: tensor[:0] for name, tensor in self.extras.items()})
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -160,7 +160,10 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
     )
     world = arguments.world_size
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else a machine's further GPUs would be used in threads
-    order = GroupedOrder(prepared.lengths, config.batch_size * config.accumulation * world, config.seed)
+    together = config.batch_size * world
+    order = GroupedOrder(
+        prepared.lengths, together * config.accumulation, config.seed, multiple=together if world > 1 else 1
+    )
     board = TensorBoardCallback()
     board.logging_dir = str(out / "tensorboard")
     around: list[Any] = [Epochs(order), Lines(out / "log.jsonl"), board]

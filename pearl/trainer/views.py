@@ -100,6 +100,11 @@ class View:
     def marked(self, **marks: Sequence[int]) -> View:
         return replace(self, marks={name: tuple(tokens) for name, tokens in marks.items()})
 
+    def silent(self) -> View:
+        """The same tokens, of which nothing is asked: none is supervised, latent or marked."""
+        none = np.zeros(len(self), bool)
+        return replace(self, supervised=none, latents=(), latent_slots=none, marks=dict.fromkeys(self.marks, ()))
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -96,7 +96,7 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) → (N, width); N may be 0."""
+        """(N, 3, S, S) → (N, width); N may be 0, which encoders themselves do not all take."""
         if not len(images):
             return images.new_empty(0, self.width)
         if self.timm:
