@@ -66,8 +66,9 @@ def test_two_workers_make_the_curve_of_one_process(folder: Path) -> None:
 def test_settings_are_those_of_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "words.json").write_text("{}")
-    local = {"data": "tiny/../steps.parquet", "eval_data": ".:train", "model": "tiny", "template": "words.json", "out": "o"}
-    found = from_anywhere(TrainConfig(**local, objective_options={"target_encoder": "tiny", "lambda_": 0.5}))
+    options = {"target_encoder": "tiny", "lambda_": 0.5}
+    local = TrainConfig("tiny/../steps.parquet", out="o", model="tiny", template="words.json", eval_data=".:train")
+    found = from_anywhere(replace(local, objective_options=options))
     assert (found.data, found.eval_data) == (f"{folder}/steps.parquet", f"{folder}:train")
     assert (found.model, found.template, found.out) == (f"{folder}/tiny", f"{folder}/words.json", f"{folder}/o")
     assert found.objective_options == {"target_encoder": f"{folder}/tiny", "lambda_": 0.5}

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.data import GroupedOrder, with_stand_ins
+from pearl.trainer.learner import Learner
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.lvr import Lvr
 from pearl.trainer.objectives.mirage import Mirage
@@ -72,11 +74,16 @@ def test_a_silent_example_adds_nothing_to_any_term(
 
     zeros = learner(nothing)
     assert zeros == dict.fromkeys(terms, 0)
-    torch.stack([*zeros.values()]).sum().backward()
-    gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
-    assert gradients
-    assert not any(gradient.any() for gradient in gradients)
+    gradients = gradients_of(learner, zeros)
+    assert not any(gradient.any() for gradient in gradients.values())
+    assert gradients.keys() == gradients_of(learner, terms).keys()  # processes exchange those of the same weights
     assert all(len(side) == 0 for side in learner.losses.watched or ())
+
+
+def gradients_of(learner: Learner, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    learner.zero_grad()
+    torch.stack([*terms.values()]).sum().backward()
+    return {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])

@@ -185,7 +185,9 @@ def test_settings_that_cannot_be_used(data: Path, tmp_path: Path, options: list[
     assert said in refused(data, tmp_path / "out", *options)
 
 
-@pytest.mark.parametrize("options", [["--jepa-distance", "foo"], ["--precision", "fp8"], ["--batch-size", "two"], ["--num-workers", "0"]])
+@pytest.mark.parametrize(
+    "options", [["--jepa-distance", "foo"], ["--precision", "fp8"], ["--batch-size", "two"], ["--num-workers", "0"]]
+)
 def test_values_that_an_option_does_not_take(data: Path, tmp_path: Path, options: list[str]) -> None:
     result = invoke(data, tmp_path / "out", *options)
     assert result.exit_code == 2

@@ -92,9 +92,7 @@ def build_tiny_encoder(folder: Path) -> Path:
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
     )
     transformers.Dinov2Model(config).save_pretrained(folder)
-    processor = transformers.BitImageProcessor(
-        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-    )
+    processor = transformers.BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor.save_pretrained(folder)
     return folder
 

@@ -48,7 +48,7 @@ def train_on_ray(
     claim(config, Path(config.out), num_workers)
     report.unlink(missing_ok=True)
 
-    class Stop(UserCallback):  # type: ignore[misc]
+    class Stop(UserCallback):
         """Without it the workers would be started anew after any error; one in a callback ends the run."""
 
         def after_exception(self, *args: Any, **options: Any) -> None:
@@ -68,7 +68,7 @@ def train_on_ray(
                 name="ray",
                 storage_path=config.out,
                 failure_config=FailureConfig(max_failures=max_failures),
-                callbacks=[Stop()],
+                callbacks=[Stop()],  # type: ignore[list-item]  # those of the old Ray Train
             ),
         )
         trainer.fit()

@@ -32,6 +32,16 @@ class Learner(nn.Module):
         vlm: Any = self.vlm
         return vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers, by which accelerate shards; models name some that they do not have."""
+        present = {type(module).__name__ for module in self.modules()}
+        return sorted(present.intersection(self.base._no_split_modules or ()))
+
+    def tie_weights(self) -> None:
+        """What accelerate's sharding parts, as models of transformers have it."""
+        self.base.tie_weights()
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sum of each term of the objective."""
         terms: dict[str, Tensor] = self.losses(self.states(batch))

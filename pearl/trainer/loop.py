@@ -218,6 +218,8 @@ class LearnerTrainer(Trainer):
                 self._learner, packer, held_out.encoder, held_out.template, held_out.sample(MAX_ANSWERS)
             )
         metrics |= {f"eval_{name}": value for name, value in answers.items()}
+        if self.is_fsdp_enabled:
+            self._learner.reshard()  # type: ignore[operator]  # a forward leaves weights gathered; shards are saved
         return output._replace(metrics=metrics)
 
     def restore_finished(self, checkpoint: Path) -> bool:
@@ -233,15 +235,27 @@ class LearnerTrainer(Trainer):
         super()._save_checkpoint(*args, **options)
         self.accelerator.wait_for_everyone()  # each process writes its own part
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What is trained, and nothing else; the base model is known by its name."""
         from safetensors.torch import save_file
 
-        folder = Path(str(output_dir or self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        state = trained_state(self._learner) if state_dict is None else state_dict
-        names = {name for name, parameter in self._learner.named_parameters() if parameter.requires_grad}
-        save_file({name: tensor for name, tensor in state.items() if name in names}, folder / WEIGHTS)
+        state = trained_state(self._learner)  # of all processes, where each has a shard
+        if self.args.should_save:
+            folder = Path(str(output_dir or self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(state, folder / WEIGHTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from accelerate.utils import save_fsdp_optimizer
+        from transformers.trainer import SCHEDULER_NAME
+
+        plugin = self.accelerator.state.fsdp_plugin  # Trainer would save all weights beside it
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         from safetensors.torch import load_file

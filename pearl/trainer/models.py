@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pearl.errors import PearlError
 from pearl.images import encode
@@ -318,12 +319,18 @@ def trainable_text(learner: Learner) -> str:
 
 
 def trained_state(learner: nn.Module) -> dict[str, Tensor]:
-    """The weights that are trained, by name; what a checkpoint holds beside the base model's name."""
-    return {name: p.detach().cpu().contiguous() for name, p in learner.named_parameters() if p.requires_grad}
+    """The weights that are trained, by name; what a checkpoint holds beside the base model's name.
+
+    Where each process has a shard of them, all must call this, and all get them whole.
+    """
+    trained = {name: p.detach() for name, p in learner.named_parameters() if p.requires_grad}
+    whole = {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in trained.items()}
+    return {name: weight.cpu().contiguous() for name, weight in whole.items()}
 
 
 def load_trained_state(learner: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """
+    """Takes whole weights, on every process of several that have a shard each.
+
     Raises:
         ModelError: the weights are not those of this model and these settings.
     """
@@ -333,7 +340,10 @@ def load_trained_state(learner: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise ModelError(f"the checkpoint does not fit: {len(odd)} weights are in one only, such as {odd[0]}")
     with torch.no_grad():
         for name, parameter in mine.items():
-            parameter.copy_(state[name])
+            weight = state[name]
+            if isinstance(parameter, DTensor):
+                weight = distribute_tensor(weight.to(parameter.device), parameter.device_mesh, parameter.placements)
+            parameter.copy_(weight)
 
 
 def merged(vlm: nn.Module) -> Any:

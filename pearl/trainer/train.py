@@ -14,9 +14,9 @@ import torch
 
 from pearl.errors import PearlError
 from pearl.trainer.callbacks import tell
-from pearl.trainer.config import TrainConfig
+from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.data import GroupedOrder
-from pearl.trainer.models import trainable_text
+from pearl.trainer.models import load_trained_state, trainable_text, trained_state
 from pearl.trainer.preparation import Prepared, prepare
 from pearl.trainer.publish import open_repository, save_model, upload
 from pearl.trainer.run_directory import claim, last_checkpoint, record
@@ -56,6 +56,7 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     Raises:
         PearlError: data, model or settings cannot be used; the loss is no number; memory does not suffice.
     """
+    _check_sharding()
     out = Path(config.out)
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
@@ -67,6 +68,11 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
         if first:
             record(prepared.config, f"{prepared.training.table.digest()} {prepared.held_out.table.digest()}", out)
         trainer = _trainer(prepared, out, progress, callbacks or [])
+        if trainer.is_fsdp_enabled and prepared.learner.losses.recurrent:
+            raise ConfigError(
+                "latents that the model makes itself take each process another number of forwards, which FSDP does not "
+                "allow: train without it"
+            )
         checkpoint = last_checkpoint(out) if config.resume else None
         if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -75,6 +81,8 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     evaluation = {k: v for k, v in evaluated[-1].items() if k.startswith(MEASURED)} if evaluated else {}
     model = out / "model"
     steps = trainer.state.global_step
+    if trainer.is_fsdp_enabled:
+        prepared = _whole(prepared, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         save_model(prepared, model, evaluation)
         if config.push_to_hub:
@@ -83,6 +91,30 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     return Report(
         model, steps, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation, len(trainer.refused.ids()),
     )  # fmt: skip
+
+
+def _check_sharding() -> None:
+    """
+    Raises:
+        ConfigError: accelerate is to shard weights in a way in which they cannot be saved here.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    instead = "FSDP 2 is: accelerate launch --use_fsdp --fsdp_version 2"
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(f"training under DeepSpeed is not supported; {instead}")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(f"training under FSDP 1 is not supported; {instead}")
+
+
+def _whole(prepared: Prepared, first: bool) -> Prepared:
+    """Of processes that have a shard of the weights each, the first gets the model whole: what was trained from all of
+    them, the rest from where it was loaded."""
+    state = trained_state(prepared.learner)
+    if first:
+        prepared = prepare(prepared.config)
+        load_trained_state(prepared.learner, state)
+    return prepared
 
 
 @contextmanager
