@@ -352,7 +352,7 @@ def test_a_call_is_run_and_its_image_comes_back(family: str) -> None:
     assert (made.tool, json.loads(made.arguments), made.fault) == ("crop", {"box": BOX}, "")
     assert made.observation == expected.text
     assert reply.new_tokens == 20
-    assert reply.prompt_tokens == subject.say([last], 1)[0].prompt_tokens - 10
+    assert reply.prompt_tokens == subject.say([last], 1)[0].prompt_tokens - subject.count_tokens(call())
 
 
 def test_a_batch_in_lockstep_says_what_each_question_alone_says() -> None:
