@@ -50,16 +50,16 @@ def test_the_rate_is_the_best_of_the_search(found: Path) -> None:
 
 
 def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:
-    answers = {"base": ["1000"], "sft-answer": ["1100", "1110"], DIRECT: ["1111", "1111"], CONTROL: ["1111"]}
+    answers = {"base": ["1000"], "sft-answer": ["1100", "1110", "1111"], DIRECT: ["1111", "1111"], CONTROL: ["1111"]}
     for job in table(work.chosen_rates()):
         if job.seed < len(answers.get(job.variant.name, ())):
             content = measured(answers[job.variant.name][job.seed])
             (found / f"{job.name}.json").write_text(json.dumps(content))
     text = markdown(rows())
     assert "| base | 1 |  | 25.0 | 25.0 | 25.0 | 0.00 | 60.00 | 2.00 | 0.500 |" in text
-    half = 12.706 * 17.678 / 2**0.5  # Student's
-    assert f"| sft-answer | 2 | 1e-05 |{f' 62.5 ± {half:.1f} |' * 3}" in text
-    assert f"best form of `pearl` is `{DIRECT}` (100.0) and the best of the others is `sft-answer` (62.5)" in text
+    half = 4.303 * 25 / 3**0.5  # Student's
+    assert f"| sft-answer | 3 | 1e-05 |{f' 75.0 ± {half:.1f} |' * 3}" in text
+    assert f"best form of `pearl` is `{DIRECT}` (100.0) and the best of the others is `sft-answer` (75.0)" in text
     assert f"| {DIRECT} − sft-answer | 2 | +37.5 (" in text
     assert f"| {DIRECT} − {CONTROL} | 1 | +0.0 |" in text
     assert f"| {DIRECT} − base | 2 | +75.0 (" in text

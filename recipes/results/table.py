@@ -17,8 +17,8 @@ from recipes.results.work import chosen_rates, result
 
 PAGE = Path("docs/results.md")
 DRAWS = 4000
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's 97.5% quantile by the number of values."""
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's 97.5% quantile by the number of seeds; fewer say nothing of their spread."""
 TRAINED = "test"
 BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
@@ -135,9 +135,9 @@ def differences(ours: np.ndarray, theirs: np.ndarray, fixed: bool = False) -> np
 
 
 def paired(difference: np.ndarray) -> Estimate:
-    """The mean of differences (seeds, questions); its 95% interval comes from drawing seeds and questions anew, so with
-    one seed it covers the questions alone. Seeds are few: what they deviate is widened so that, were there no other
-    noise, the interval would be Student's."""
+    """The mean of differences (seeds, questions); its 95% interval comes from drawing seeds and questions anew. Seeds
+    are few: what they deviate is widened so that, were there no other noise, the interval would be Student's. With one
+    or two it is too narrow."""
     rng = np.random.default_rng(0)
     seeds, questions = difference.shape
     mean = difference.mean(0)
@@ -151,7 +151,9 @@ def paired(difference: np.ndarray) -> Estimate:
 
 def _widening(seeds: int) -> float:
     """From the spread of a bootstrap's means to Student's interval."""
-    return float(STUDENT[seeds] / NormalDist().inv_cdf(0.975) * np.sqrt(seeds / (seeds - 1))) if seeds > 1 else 1.0
+    if seeds not in STUDENT:
+        return 1.0
+    return float(STUDENT[seeds] / NormalDist().inv_cdf(0.975) * np.sqrt(seeds / (seeds - 1)))
 
 
 def _of(results: Sequence[dict[str, Any]], benchmark: str, name: str) -> list[float]:
@@ -159,7 +161,7 @@ def _of(results: Sequence[dict[str, Any]], benchmark: str, name: str) -> list[fl
 
 
 def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
+    if len(values) not in STUDENT:
         return f"{100 * np.mean(values):.1f}"
     half = STUDENT[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
     return f"{100 * np.mean(values):.1f} ± {100 * half:.1f}"
