@@ -476,6 +476,11 @@ def test_a_model_that_does_not_arrive_stays_in_its_folder(data: Path, tmp_path: 
     said = result.stderr.splitlines()[-1]
     assert said.startswith(f"error: {tmp_path / 'out' / 'model'} is made, but the Hub does not take it as me/mine: ")
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+    hub.mend()
+    again = invoke(data, tmp_path / "out", "--push-to-hub", "me/mine", "--resume")
+    assert again.exit_code == 0, again.output
+    weights = hub.repositories["model", "me/mine"].files["model.safetensors"].data
+    assert weights == (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_mistake_does_not_occupy_the_out(data: Path, tmp_path: Path) -> None:
