@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -154,6 +155,25 @@ def test_frozen_weights_stay_bf16_where_they_were(data: Path, tmp_path: Path) ->
     types = {(weight.requires_grad, weight.dtype) for weight in prepare(settings).learner.parameters()}
     assert types == {(True, torch.float32), (False, torch.bfloat16)}
     assert dry_run(settings).gigabytes < dry_run(replace(settings, precision="fp32")).gigabytes
+    assert dry_run(settings).activations < dry_run(replace(settings, precision="fp32")).activations
+
+
+def test_the_estimate_of_activations_is_near_what_a_forward_keeps(data: Path, tmp_path: Path) -> None:
+    settings = config(data, tmp_path / "out", objective="sft", precision="fp32", batch_size=4)
+    prepared = prepare(settings)
+    longest = prepared.training[int(np.argmax(prepared.lengths))].example
+    batch, kept = prepared.packer([longest] * 4), dict[int, int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {weight.untyped_storage().data_ptr() for weight in prepared.learner.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        terms = prepared.learner(batch)
+    measured = sum(size for place, size in kept.items() if place not in own) / 1e9
+    assert terms["vlm"].requires_grad
+    assert 0.6 * measured < dry_run(settings).activations < 1.6 * measured
     losses = []
     for precision in ("bf16", "fp32"):
         train(replace(settings, precision=precision, out=str(tmp_path / precision), max_steps=6), False)

@@ -213,7 +213,10 @@ def _show_dry_run(config: TrainConfig, processes: int) -> None:
     found = dry_run(config, processes)
     console.print(found.trained)
     console.print(f"{found.trajectories} trajectories, {found.held_out} held out; {found.updates} updates")
-    console.print(f"weights, gradients and optimizer: {found.gigabytes:.2f} GB a process, activations on top")
+    console.print(
+        f"weights, gradients and optimizer: {found.gigabytes:.2f} GB a process; a forward of the longest trajectories keeps "
+        f"about {found.activations:.2f} GB in the language model"
+    )
     views = ", ".join(f"{name} {tokens}" for name, tokens in found.tokens.items())
     console.print(f"one example has {found.row} tokens in its row ({views}); what is learned is in 【brackets】:\n")
     console.print(found.text)

@@ -224,7 +224,8 @@ class DryRun:
 
     Attributes:
         trained: What of the model is, in a few lines.
-        gigabytes: Of weights, gradients and optimizer, per process without sharding; activations come on top.
+        gigabytes: Of weights, gradients and optimizer, per process without sharding.
+        activations: Gigabytes that a forward of the longest examples keeps in the language model, about.
         text: One example as the model reads it, what is learned in 【brackets】.
         tokens: Of each view of that example.
         row: Tokens of its row: what a forward takes.
@@ -235,6 +236,7 @@ class DryRun:
     updates: int
     trained: str
     gigabytes: float
+    activations: float
     text: str
     tokens: dict[str, int]
     row: int
@@ -260,10 +262,25 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
         updates=config.max_steps or updates,
         trained=trainable_text(prepared.learner),
         gigabytes=(kept + 12 * trained) / 1e9,
+        activations=_activations(prepared) / 1e9,
         text=_shown(prepared, example),
         tokens={name: len(view) for name, view in example.views.items()},
         row=batch.main.ids.shape[1],
     )
+
+
+def _activations(prepared: Prepared) -> float:
+    """Bytes that a forward keeps for the backward pass: 34 a token, layer and unit of width at 16 bits (Korthikanti et
+    al. 2022, arXiv 2205.05198, section 4.1, without the attention matrix, which SDPA does not keep), and the logits,
+    their softmax and its gradient where a label stands."""
+    config, text = prepared.config, prepared.loaded.vlm.config.get_text_config()  # type: ignore[union-attr, operator]
+    longest = prepared.training[max(range(len(prepared.lengths)), key=prepared.lengths.__getitem__)].example
+    batch = prepared.packer([longest] * config.batch_size)
+    width = 2 if config.precision == "bf16" else 4
+    layer = width * batch.main.ids.numel() * text.hidden_size
+    kept = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
+    labels = sum(len(places.supervised) for places in batch.places.values())
+    return float(kept * layer + 3 * 4 * labels * text.vocab_size)
 
 
 def _shown(prepared: Prepared, example: Any) -> str:
