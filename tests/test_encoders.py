@@ -16,7 +16,7 @@ from pearl.evaluation.subject import Subject
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.conversation import Conversation, load_template
 from pearl.trainer.learner import Learner
-from pearl.trainer.objectives.encoders import EncoderError, FrozenEncoder, pixels, preprocessing
+from pearl.trainer.objectives.encoders import EncoderError, FrozenEncoder, pixels, preprocessing, stack_pixels
 from pearl.trainer.objectives.pearl import Pearl
 from pearl.trainer.packing import Packer
 from pearl.trainer.publish import OBJECTIVE_WEIGHTS
@@ -72,8 +72,11 @@ def test_the_encoder_stays_as_it_is_in_training(folder: str) -> None:
 
 
 def test_a_batch_without_tool_images_has_no_embeddings(folder: str) -> None:
-    for made in (FrozenEncoder(folder), FrozenEncoder(f"timm:local-dir:{encoder()}")):
-        assert made(torch.empty(0, 3, 28, 28)).shape == (0, made.width)
+    for name in (folder, f"timm:local-dir:{encoder()}"):
+        made, forwards = FrozenEncoder(name), list[Any]()
+        made.model.register_forward_hook(lambda *of, seen=forwards: seen.append(of))
+        assert made(stack_pixels(name, [])).shape == (0, made.width)
+        assert len(forwards) == 1  # as in processes whose batch has some
 
 
 def test_an_encoder_of_timm() -> None:

@@ -96,16 +96,16 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) → (N, width); N may be 0, which encoders themselves do not all take."""
-        if not len(images):
-            return images.new_empty(0, self.width)
+        """(N, 3, S, S) → (N, width). N may be 0: then a blank image goes through, as processes that have a shard of the
+        weights each must make the same forwards."""
+        fed = images if len(images) else images.new_zeros(1, *images.shape[1:])
         if self.timm:
-            embeddings: Tensor = self.model(images)
-            return embeddings
-        output: Any = self.model(pixel_values=images)
+            embeddings: Tensor = self.model(fed)
+            return embeddings[: len(images)]
+        output: Any = self.model(pixel_values=fed)
         pooled = getattr(output, "pooler_output", None)
         states: Tensor = output.last_hidden_state.mean(1) if pooled is None else pooled
-        return states.flatten(1)
+        return states.flatten(1)[: len(images)]
 
 
 def _line(error: Exception) -> str:
