@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pearl.parquet import write_trajectories
@@ -70,6 +71,21 @@ def half_model(family: str = "qwen2_5_vl") -> Path:
     AutoModelForImageTextToText.from_pretrained(model(family), dtype=torch.bfloat16).save_pretrained(folder)
     AutoProcessor.from_pretrained(model(family)).save_pretrained(folder)
     return folder
+
+
+def poisoned_model_and_data(folder: Path) -> tuple[Path, Path]:
+    """A model with a poisoned embedding, of a sign that only one trajectory of the data holds."""
+    prepare_torchvision()
+    from transformers import AutoTokenizer
+
+    base = folder / "poisoned"
+    shutil.copytree(model("smolvlm"), base)
+    made = rows()
+    made[7] = replace(made[7], conclusion="It costs 3 €.")
+    weights = load_file(base / "model.safetensors")
+    weights["model.text_model.embed_tokens.weight"][AutoTokenizer.from_pretrained(base)("€")["input_ids"]] = torch.nan
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    return base, data_file(folder, made)
 
 
 @cache

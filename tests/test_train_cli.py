@@ -32,10 +32,20 @@ from pearl.trainer.learner import Learner
 from pearl.trainer.run_directory import checkpoints
 from pearl.trainer.train import train
 from tests.hub_server import TOKEN, HubServer
-from tests.runs import ENVIRONMENT, config, data_file, encoder, flags, model, on_two_processes, pearl_train, rows
+from tests.runs import (
+    ENVIRONMENT,
+    config,
+    data_file,
+    encoder,
+    flags,
+    model,
+    on_two_processes,
+    pearl_train,
+    poisoned_model_and_data,
+    rows,
+)
 
 prepare_torchvision()
-from transformers import AutoTokenizer  # noqa: E402
 
 SHORT = ("--max-steps", "2", "--batch-size", "2", "--eval-fraction", "0")
 
@@ -490,15 +500,7 @@ def test_a_mistake_does_not_occupy_the_out(data: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def poisoned(tmp_path: Path) -> tuple[Path, Path]:
-    """A model with a poisoned embedding, of a sign that only one trajectory of the data holds."""
-    base = tmp_path / "poisoned"
-    shutil.copytree(model("smolvlm"), base)
-    made = rows()
-    made[7] = replace(made[7], conclusion="It costs 3 €.")
-    weights = load_file(base / "model.safetensors")
-    weights["model.text_model.embed_tokens.weight"][AutoTokenizer.from_pretrained(base)("€")["input_ids"]] = torch.nan
-    save_file(weights, base / "model.safetensors", {"format": "pt"})
-    return base, data_file(tmp_path, made)
+    return poisoned_model_and_data(tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(

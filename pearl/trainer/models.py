@@ -318,14 +318,26 @@ def trainable_text(learner: Learner) -> str:
     return "\n".join(lines)
 
 
+@torch.no_grad()
 def trained_state(learner: nn.Module) -> dict[str, Tensor]:
     """The weights that are trained, by name; what a checkpoint holds beside the base model's name.
 
     Where each process has a shard of them, all must call this, and all get them whole.
     """
-    trained = {name: p.detach() for name, p in learner.named_parameters() if p.requires_grad}
-    whole = {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in trained.items()}
-    return {name: weight.cpu().contiguous() for name, weight in whole.items()}
+    trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    return {name: _gathered(weight).detach().cpu().contiguous() for name, weight in trained.items()}
+
+
+def _gathered(weight: Tensor) -> Tensor:
+    """A weight whole, of the shards that FSDP or DeepSpeed made of it, if any; of DeepSpeed, the one in fp32."""
+    if isinstance(weight, DTensor):
+        return weight.full_tensor()
+    if hasattr(weight, "ds_id") or hasattr(weight, "_hp_mapping"):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole: Tensor = safe_get_full_fp32_param(weight)
+        return whole
+    return weight
 
 
 def load_trained_state(learner: nn.Module, state: Mapping[str, Tensor]) -> None:

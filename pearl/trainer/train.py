@@ -16,6 +16,7 @@ from pearl.errors import PearlError
 from pearl.trainer.callbacks import tell
 from pearl.trainer.config import ConfigError, TrainConfig
 from pearl.trainer.data import GroupedOrder
+from pearl.trainer.learner import Learner
 from pearl.trainer.models import load_trained_state, trainable_text, trained_state
 from pearl.trainer.preparation import Prepared, prepare
 from pearl.trainer.publish import open_repository, save_model, upload
@@ -68,11 +69,9 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
         if first:
             record(prepared.config, f"{prepared.training.table.digest()} {prepared.held_out.table.digest()}", out)
         trainer = _trainer(prepared, out, progress, callbacks or [])
-        if trainer.is_fsdp_enabled and prepared.learner.losses.recurrent:
-            raise ConfigError(
-                "latents that the model makes itself take each process another number of forwards, which FSDP does not "
-                "allow: train without it"
-            )
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if sharded:
+            check_forwards(prepared.learner)
         checkpoint = last_checkpoint(out) if config.resume else None
         if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -81,7 +80,7 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     evaluation = {k: v for k, v in evaluated[-1].items() if k.startswith(MEASURED)} if evaluated else {}
     model = out / "model"
     steps = trainer.state.global_step
-    if trainer.is_fsdp_enabled:
+    if sharded:
         prepared = _whole(prepared, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         save_model(prepared, model, evaluation)
@@ -100,17 +99,47 @@ def _check_sharding() -> None:
     """
     from accelerate.utils import parse_flag_from_env
 
-    instead = "FSDP 2 is: accelerate launch --use_fsdp --fsdp_version 2"
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise ConfigError(f"training under DeepSpeed is not supported; {instead}")
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
-        raise ConfigError(f"training under FSDP 1 is not supported; {instead}")
+        raise ConfigError(
+            "training under FSDP 1 is not supported; FSDP 2 is: accelerate launch --use_fsdp --fsdp_version 2"
+        )
+
+
+def check_forwards(learner: Learner) -> None:
+    """
+    Raises:
+        ConfigError: processes would make different numbers of forwards, each waiting for the other's shards.
+    """
+    if learner.losses.recurrent or learner.family.differs_among_others:
+        what = "latents that the model makes itself" if learner.losses.recurrent else "images of this family"
+        raise ConfigError(
+            f"{what} take each process another number of forwards, which FSDP and DeepSpeed do not allow: train without"
+        )
+
+
+def fit_deepspeed(settings: dict[str, Any]) -> None:
+    """Where DeepSpeed's configuration and the run's have the same settings, the run's count.
+
+    Raises:
+        ConfigError: DeepSpeed is to bring an optimizer or schedule of its own, or to shard nothing.
+    """
+    if own := [name for name in ("optimizer", "scheduler") if name in settings]:
+        raise ConfigError(f"DeepSpeed's configuration has a section {own[0]!r}: leave it out, the run has its own")
+    if settings["zero_optimization"].get("stage", 0) == 0:
+        raise ConfigError("DeepSpeed's ZeRO 0 shards nothing: --zero_stage 1, 2 or 3, or train without DeepSpeed")
+    same = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"
+    settings.update(dict.fromkeys(same, "auto"))
+    for name in ("fp16", "bf16"):
+        settings.setdefault(name, {})["enabled"] = "auto"
 
 
 def _whole(prepared: Prepared, first: bool) -> Prepared:
     """Of processes that have a shard of the weights each, the first gets the model whole: what was trained from all of
     them, the rest from where it was loaded."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     state = trained_state(prepared.learner)
+    unset_hf_deepspeed_config()  # else the model would be loaded in shards again
     if first:
         prepared = prepare(prepared.config)
         load_trained_state(prepared.learner, state)
@@ -190,6 +219,8 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
         accelerator_config={"dispatch_batches": False, "use_seedable_sampler": False},
         seed=config.seed,
     )
+    if arguments.deepspeed_plugin is not None:
+        fit_deepspeed(arguments.deepspeed_plugin.deepspeed_config)
     world = arguments.world_size
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else a machine's further GPUs would be used in threads
     together = config.batch_size * world

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -114,8 +113,13 @@ class States:
         return self.after[self.batch.places[view].at[tokens]].detach()
 
     def frozen_head(self, states: Tensor) -> Tensor:
-        frozen = {name: tensor.detach() for name, tensor in self.head.named_parameters()}
-        logits: Tensor = torch.func.functional_call(self.head, frozen, (states,))
+        # With the module's own weights, which DeepSpeed's hooks gather: copies without gradients it would not know.
+        trained = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        logits: Tensor = self.head(states)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         return logits
 
     def next_token(self, view: str) -> Tensor:
