@@ -22,7 +22,8 @@ from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.mirage import Mirage
 from pearl.trainer.objectives.sft import Sft
 from pearl.trainer.run_directory import checkpoints
-from pearl.trainer.train import check_forwards, fit_deepspeed, train
+from pearl.trainer.sharding import check_forwards, fit_deepspeed
+from pearl.trainer.train import train
 from tests.plain import tiny
 from tests.runs import (
     ENVIRONMENT,
