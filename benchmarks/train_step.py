@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from pearl.images import header
 from pearl.parquet import read_trajectories
 from pearl.records import Trajectory
 from pearl.torch_setup import prepare_torchvision
@@ -244,9 +246,14 @@ def _memory(kind: str) -> float:
 
 
 def _variants(options: argparse.Namespace) -> Variants:
-    chosen = [t for t in read_trajectories(options.data) if sum(s.observation.image is not None for s in t.steps) == 2]
+    chosen = [
+        trajectory
+        for trajectory in read_trajectories(options.data)
+        if sum(step.observation.image is not None for step in trajectory.steps) == 2
+        and math.prod(header(trajectory.image.data)) >= options.image_pixels
+    ]
     if len(chosen) < options.batch_size:
-        raise SystemExit(f"{options.data} has only {len(chosen)} trajectories with two tool images")
+        raise SystemExit(f"{options.data} has only {len(chosen)} such trajectories with two tool images")
     step = max(1, len(chosen) // options.batch_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Variants(options.shape, chosen[::step][: options.batch_size], options.max_pixels, device)
@@ -257,6 +264,7 @@ def main() -> None:
     parser.add_argument("--data", default="demo/traj.parquet")
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--image-pixels", type=int, default=0, help="only trajectories whose image has as many")
     parser.add_argument(
         "--max-pixels", type=int, default=512 * 512, help="of an image; those of the demo have 384 × 384"
     )
