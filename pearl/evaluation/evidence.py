@@ -90,13 +90,14 @@ def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
 
 
 def _draw_use(found: Sequence[Evidence], replaced: Axes, quotas: Axes) -> None:
-    for number, one in enumerate(found):
-        if one.accuracy is None:
-            continue
-        colour, label = f"C{number}", _label(one)
+    answered = [(f"C{number}", one) for number, one in enumerate(found) if one.accuracy is not None]
+    for place, (colour, one) in enumerate(answered):
+        assert one.accuracy is not None
+        label = _label(one)
         values = [one.accuracy.value, *(what.accuracy.value for what in one.replaced.values())]
-        width = 0.8 / len(found)
-        replaced.bar([k + number * width for k in range(len(values))], values, width, color=colour, label=label)
+        width = 0.8 / len(answered)
+        left = (width - 0.8) / 2 + place * width
+        replaced.bar([k + left for k in range(len(values))], values, width, color=colour, label=label)
         replaced.set_xticks(range(len(values)), ["its own", *one.replaced], rotation=30, ha="right")
         quotas.plot(
             list(one.by_quota), [accuracy.value for accuracy in one.by_quota.values()], "o-", color=colour, label=label
