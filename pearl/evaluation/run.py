@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -120,15 +121,8 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Summary:
             results = Results.open(Path(config.out), setup, resume=config.resume or results is not None)
             for mode in able:
                 for one in asked:
-                    _answer(
-                        results,
-                        subject,
-                        mode,
-                        Key(name, mode.name, one.benchmark.name),
-                        one.questions,
-                        config,
-                        progress,
-                    )
+                    key = Key(name, mode.name, one.benchmark.name)
+                    _answer(results, subject, mode, key, one.questions, config, progress)
     except PearlError:
         if results is not None:
             write_everything(Path(config.out), asked)
@@ -151,6 +145,7 @@ class Asked:
     def of(cls, benchmark: Benchmark) -> Asked:
         return cls(benchmark, benchmark.questions())
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is gone on with; where the benchmark lies may change."""
         digest = hashlib.sha256()
@@ -159,8 +154,8 @@ class Asked:
             digest.update(json.dumps(words).encode())
             for image in one.images:
                 digest.update(hashlib.sha256(image.data).digest())
-        place, version = self.benchmark.place, self.benchmark.version
-        return {"version": version, "questions": digest.hexdigest()[:16], PLACE: place}
+        benchmark, found = self.benchmark, digest.hexdigest()[:16]
+        return {"version": benchmark.version, "a category": benchmark.count, "questions": found, PLACE: benchmark.place}
 
 
 def write_everything(folder: Path, asked: Sequence[Asked]) -> Summary:
@@ -180,9 +175,10 @@ def _asked_before(stored: StoredResults, known: Collection[str]) -> Iterator[Ask
     for name, identity in stored.setup.benchmarks.items():
         if name not in known:
             with suppress(BenchmarkError):
-                place = identity[PLACE]
-                one = Asked.of(open_benchmark(f"{name}={place}" if place else name, stored.setup.protocol))
-                yield one
+                spec = f"{name}={identity[PLACE]}" if identity[PLACE] else name
+                one = Asked.of(open_benchmark(spec, stored.setup.protocol, identity["a category"]))
+                if one.identity == identity:
+                    yield one
 
 
 def _refused(mode: DecodingMode, subject: Subject, unable: list[str]) -> bool:
@@ -210,7 +206,7 @@ def _setup(config: EvalConfig, asked: Sequence[Asked], subject: Subject, modes: 
     return Setup(
         models={subject.name: {"weights": subject.fingerprint(), "dtype": str(subject.model.dtype)}},
         modes={mode.name: config.limits(mode.name) for mode in modes},
-        benchmarks={one.benchmark.name: one.identity() for one in asked},
+        benchmarks={one.benchmark.name: one.identity for one in asked},
         protocol=config.protocol,
     )
 
