@@ -74,8 +74,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def build(shape: Shape, texts: Iterable[str], max_pixels: int) -> tuple[Any, Any]:
-    """A model of this shape with random weights, and its processor."""
+def build(shape: Shape, texts: Iterable[str], max_pixels: int, device: str) -> tuple[Any, Any]:
+    """A model of this shape with random weights, on `device`, and its processor."""
     prepare_torchvision()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -99,7 +99,8 @@ def build(shape: Shape, texts: Iterable[str], max_pixels: int) -> tuple[Any, Any
     )  # fmt: skip
     torch.manual_seed(0)
     torch.set_default_dtype(shape.dtype)
-    model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.device(device):
+        model: Any = Qwen2_5_VLForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     if shape.lora:
         from peft import LoraConfig, get_peft_model
@@ -116,7 +117,7 @@ class Variants:
         self.shape, self.device = SHAPES[shape], device
         texts = [f"{t.question} {t.answer} {t.conclusion} {s.thought} {s.observation.text} {json.dumps(s.call.arguments)}"
                  for t in trajectories for s in t.steps]  # fmt: skip
-        self.vlm, self.processor = build(self.shape, texts, max_pixels)
+        self.vlm, self.processor = build(self.shape, texts, max_pixels, device)
         self.vlm.to(device)
         family = QwenVL()
         self.encoder = ViewEncoder(self.processor, family)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,7 @@ from pearl.records import Box
 from pearl.tools.base import as_text
 from recipes.vlm_nano.asks import ASKS
 from recipes.vlm_nano.data import Arrays, Questions, open_arrays
-from recipes.vlm_nano.model import MEAN, MIN_PIXELS, PATCH, SIZE, STD, TOKEN
+from recipes.vlm_nano.model import MIN_PIXELS, PATCH, SIZE, TOKEN
 from recipes.vlm_nano.packing import PackedScene, Packer, Turn
 from recipes.vlm_nano.things import KINDS, MIN_SEEN, cell_features, patch_labels
 
@@ -68,7 +69,7 @@ class Crops:
     """N crops of single objects, all of one size.
 
     Attributes:
-        patches: (N, P, K) in the processor's order; `places` (N, P, 2).
+        patches: (N, P, K) uint8 in the processor's order; `places` (N, P, 2).
         kinds: (N, 3) colour, shape, material.
     """
 
@@ -77,7 +78,12 @@ class Crops:
     kinds: Tensor
 
     def to(self, device: str) -> Crops:
-        return Crops(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved: Crops = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return moved
+
+    def pin_memory(self) -> Crops:
+        pinned: Crops = _each(self, Tensor.pin_memory)
+        return pinned
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,9 @@ class Batch:
     """B scenes.
 
     Attributes:
-        images: (B, SIZE, SIZE, 3) normalised; with `crops`, each of one object: (B, 4 * CROP_TOKENS, K), their
-            `places`, which of them are `real`, and the object's colour, shape and material (`crop_kinds`, -1 where
-            there is no crop). None where a stage looks at no pictures.
+        images: (B, patches, K) uint8; with `crops`, each of one object: (B, 4 * CROP_TOKENS, K), their `places`, which
+            of them are `real`, and the object's colour, shape and material (`crop_kinds`, -1 where there is no crop).
+            None where a stage looks at no pictures.
         more: Further crops, of other scenes.
         cells: (B, cells, F) what a true visual token would say (`things.cell_features`).
         patches: (B, patches, 3) colour, shape (-1: none) and depth in metres of each patch.
@@ -104,12 +110,19 @@ class Batch:
     more: Crops | None = None
 
     def to(self, device: str) -> Batch:
-        def moved(value: Any) -> Any:
-            if isinstance(value, Rows):
-                return Rows(**{f.name: getattr(value, f.name).to(device) for f in fields(value)})
-            return None if value is None else value.to(device)
+        moved: Batch = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return moved
 
-        return Batch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+    def pin_memory(self) -> Batch:
+        pinned: Batch = _each(self, Tensor.pin_memory)
+        return pinned
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch, or a part of one, with every tensor changed."""
+    if value is None or isinstance(value, Tensor):
+        return None if value is None else change(value)
+    return replace(value, **{field.name: _each(getattr(value, field.name), change) for field in fields(value)})
 
 
 @dataclass(frozen=True)
@@ -123,25 +136,32 @@ class Cut:
     size: tuple[int, int]
 
 
+class Stock:
+    """What `data.py` made, and how readily each question is asked (`weights`, logarithms)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.arrays: Arrays = open_arrays(folder)
+        self.questions = Questions(folder)
+        kinds = [[(a.skill, a.kind) for a in asked] for asked in self.questions]
+        counts = Counter(kind for scene in kinds for kind in scene)
+        alternatives = Counter(skill for skill, _ in counts)
+        weights = {kind: WEIGHTS.get(kind[0], 1) / (alternatives[kind[0]] * count) for kind, count in counts.items()}
+        self.weights = [np.log([weights[kind] for kind in scene]) for scene in kinds]
+
+
 class Batches:
     """A batch is a function of the step and the rank. `seeing`: with images and crops; `cropping`: how many
     scenes' crops stand in a conversation; `more`: with crops of other scenes; `told`: of so many batches one comes
     without images; `questions`: at most, of a scene."""
 
     def __init__(
-        self, folder: Path, tokenizer: Any, size: int, rank: int = 0, *, seeing: bool = False, cropping: float = 0,
+        self, stock: Stock, tokenizer: Any, size: int, rank: int = 0, *, seeing: bool = False, cropping: float = 0,
         more: bool = False, told: int = 0, questions: int = 20,
     ) -> None:  # fmt: skip
-        self.arrays: Arrays = open_arrays(folder)
-        self.questions = Questions(folder)
+        self.arrays, self.questions, self.weights = stock.arrays, stock.questions, stock.weights
         self.packer = Packer(tokenizer)
         self.size, self.rank, self.seeing, self.cropping = size, rank, seeing, cropping
         self.more, self.told, self.most = more, told, questions
-        kinds = [[(a.skill, a.kind) for a in asked] for asked in self.questions]
-        counts = Counter(kind for scene in kinds for kind in scene)
-        alternatives = Counter(skill for skill, _ in counts)
-        weights = {kind: WEIGHTS.get(kind[0], 1) / (alternatives[kind[0]] * count) for kind, count in counts.items()}
-        self.weights = [np.log([weights[kind] for kind in scene]) for scene in kinds]
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -218,7 +238,7 @@ class Batches:
                 pixels = cv2.resize(
                     np.ascontiguousarray(pixels), (side * TOKEN, side * TOKEN), interpolation=cv2.INTER_LINEAR
                 )
-                patches.append(_as_patches(pixels, side, side))
+                patches.append(as_patches(pixels))
                 kinds.append(row[:3].astype(np.int64))
         where = np.tile(places(side, side), (count, 1, 1))
         found = (np.stack(patches[:count]), where, np.stack(kinds[:count]))
@@ -229,8 +249,8 @@ class Batches:
         cells, patches = (torch.from_numpy(np.stack([s[name] for s in scenes])) for name in ("cells", "patches"))
         if not seeing:
             return Batch(rows, cells, patches)
-        images = torch.from_numpy(np.stack([normalised(scene["image"]) for scene in scenes]))
-        crops = np.zeros((len(scenes), 4 * CROP_TOKENS, 3 * PATCH * PATCH), np.float32)
+        images = torch.from_numpy(np.stack([as_patches(scene["image"]) for scene in scenes]))
+        crops = np.zeros((len(scenes), 4 * CROP_TOKENS, 3 * PATCH * PATCH), np.uint8)
         places, real = np.zeros((len(scenes), 4 * CROP_TOKENS, 2), np.int64), np.zeros(crops.shape[:2], bool)
         real[:, 0] = True
         for index, scene in enumerate(scenes):
@@ -240,10 +260,6 @@ class Batches:
         kinds = np.stack([scene["crop_kinds"] for scene in scenes])
         made = [torch.from_numpy(part) for part in (crops, places, real, kinds)]
         return Batch(rows, cells, patches, images, made[0], made[1], made[2], made[3])
-
-
-def normalised(image: np.ndarray) -> np.ndarray:
-    return (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
 
 
 def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -266,13 +282,14 @@ def cut_out(image: np.ndarray, box: Box, margin: float) -> Cut | None:
         np.ascontiguousarray(image[top:bottom, left:right]), (columns * TOKEN, rows * TOKEN),
         interpolation=cv2.INTER_CUBIC,
     )  # fmt: skip
-    return Cut(_as_patches(pixels, rows, columns), places(rows, columns), (rows, columns), view, (width, height))
+    return Cut(as_patches(pixels), places(rows, columns), (rows, columns), view, (width, height))
 
 
-def _as_patches(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """(4 * rows * columns, K) of uint8 pixels, in the processor's order."""
-    split = normalised(pixels).reshape(rows, 2, PATCH, columns, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    return split.reshape(4 * rows * columns, -1)
+def as_patches(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) as (N, 3 * PATCH²), in the processor's order: four patches of a token next to each other."""
+    height, width, _ = pixels.shape
+    split = pixels.reshape(height // TOKEN, 2, PATCH, width // TOKEN, 2, PATCH, 3)
+    return split.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3 * PATCH * PATCH)
 
 
 def places(rows: int, columns: int) -> np.ndarray:

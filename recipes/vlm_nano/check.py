@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from recipes.vlm_nano.asks import Asked
-from recipes.vlm_nano.batches import Rows, cut_out, normalised, places
+from recipes.vlm_nano.batches import Rows, as_patches, cut_out, places
 from recipes.vlm_nano.model import SIZE, TOKEN, build_model, build_processor, prompt, train_tokenizer
-from recipes.vlm_nano.network import Language, Sight, as_patches, embedded
+from recipes.vlm_nano.network import Language, Sight, embedded
 from recipes.vlm_nano.packing import Packer, Turn
 
 QUESTION = Asked("shape", "What shape is the red object?", ("cube", "ball"), "cube", target=(0.4, 0.5, 0.5, 0.58))
@@ -35,7 +35,7 @@ def greatest_differences() -> tuple[float, float]:
     packed = packer.pack([Turn(QUESTION.text, QUESTION.choices, QUESTION.answer, cut.grid, THOUGHT)], [0])
     rows = Rows.stack([packed])
 
-    patches = as_patches(torch.from_numpy(normalised(image))[None])
+    patches = torch.from_numpy(as_patches(image))[None]
     sight, grid = Sight(model.model.visual), torch.from_numpy(places(SIZE // TOKEN, SIZE // TOKEN))[None]
     cut_patches, cut_places = torch.from_numpy(cut.patches)[None], torch.from_numpy(cut.places)[None]
     tokens, crops = sight(patches, grid, None)[1], sight(cut_patches, cut_places, None)[1]
@@ -52,10 +52,12 @@ def greatest_differences() -> tuple[float, float]:
     inputs = processor(text=[text], images=[Image.fromarray(image), crop], return_tensors="pt")
     count = len(patches[0])
     pixels = inputs["pixel_values"].view(-1, 3, 2, patches.shape[-1] // 3)[:count, :, 0].flatten(1)
-    own = torch.cat([patches[0], cut_patches[0]]).view(len(inputs["pixel_values"]), 3, 1, -1)
+    own = sight.normalised(torch.cat([patches[0], cut_patches[0]])).view(len(inputs["pixel_values"]), 3, 1, -1)
     inputs["pixel_values"] = own.expand(-1, -1, 2, -1).flatten(1)  # the crop's resizing differs in the last bits
     expected = model.model(**inputs).last_hidden_state[0]
-    return float((pixels - patches[0]).abs().max()), float((states[: len(expected)] - expected).abs().max())
+    return float((pixels - sight.normalised(patches[0])).abs().max()), float(
+        (states[: len(expected)] - expected).abs().max()
+    )
 
 
 def _asked() -> str:

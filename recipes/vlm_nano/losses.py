@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.vlm_nano.batches import Batch, Crops, places
-from recipes.vlm_nano.network import Language, Sight, as_patches, say, see, think
+from recipes.vlm_nano.network import Language, Sight, say, see, think
 from recipes.vlm_nano.things import DEPTH, FEATURES, KINDS, PRESENT, SIDE
 
 NOISE = 0.1
@@ -21,10 +21,11 @@ IMPORTANCE = {"colour": 1.0, "shape": 3.0, "material": 1.0}
 
 @dataclass(frozen=True)
 class Result:
-    """`correct` is 1 for every answer that was right, 0 for others; `families` (same shape) says whose it was."""
+    """`parts` are what is reported; `correct` is 1 for every answer that was right, 0 for others; `families` (same
+    shape) says whose it was."""
 
     loss: Tensor
-    parts: dict[str, float]
+    parts: dict[str, Tensor]
     correct: Tensor | None = None
     families: Tensor | None = None
 
@@ -47,13 +48,13 @@ class Pupil(nn.Module):
 
     def compile_parts(self) -> None:
         """One compilation serves all layers."""
-        self.sight.see = torch.compile(see, dynamic=False)
-        self.language.think = torch.compile(think, dynamic=False)
+        self.sight.see = torch.compile(see)
+        self.language.think = torch.compile(think)
 
     def look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """States by patch, visual tokens of the images, and those of the crops."""
         assert batch.images is not None
-        states, tokens = self.sight(as_patches(batch.images), self.grid.expand(len(batch.images), -1, -1), None)
+        states, tokens = self.sight(batch.images, self.grid.expand(len(batch.images), -1, -1), None)
         return states, tokens, self.sight(batch.crops, batch.crop_places, batch.crop_real)[1]
 
     def objects_loss(self, batch: Batch) -> Result:
@@ -85,7 +86,7 @@ class Pupil(nn.Module):
         if batch.more is not None:
             others = self.crops_loss(batch.more)
             loss, parts = loss + 2 * others.loss, {**parts, **{f"more {k}": v for k, v in others.parts.items()}}
-        return Result(loss, {"imitation": imitation.item(), **parts})
+        return Result(loss, {"imitation": imitation, **parts})
 
     def joint_loss(self, batch: Batch) -> Result:
         """Answers from pictures, which must stay readable and near the true tokens; or from true tokens, where the
@@ -99,7 +100,7 @@ class Pupil(nn.Module):
         imitation = imitation_loss(tokens, self.things(batch.cells).float(), batch.cells)
         return Result(
             answers.loss + READING_SHARE * reading + IMITATION_SHARE * imitation,
-            {**answers.parts, "imitation": imitation.item(), **parts}, answers.correct, answers.families,
+            {**answers.parts, "imitation": imitation, **parts}, answers.correct, answers.families,
         )  # fmt: skip
 
     heads_loss = closer_loss = joint_loss
@@ -110,13 +111,13 @@ class Pupil(nn.Module):
         place, off = place_loss(
             self.read_place(F.rms_norm(said.middle, said.middle.shape[-1:])).float(), batch.cells, hidden is None
         )
-        parts = {"answers": said.answers.item(), **off}
-        if (speech := said.speech.item()) > 0:
-            parts["speech"] = speech
+        parts = {"answers": said.answers, **off}
+        if said.speech > 0:
+            parts["speech"] = said.speech
         loss = said.answers + SPEECH_SHARE * said.speech + PLACE_SHARE * place
         return Result(loss, parts, said.right, said.families)
 
-    def _reading(self, batch: Batch, states: Tensor, tokens: Tensor, crops: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _reading(self, batch: Batch, states: Tensor, tokens: Tensor, crops: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         by_token = token_loss(self.read_token(tokens).float(), batch.cells)
         by_patch = patch_loss(self.read_patch(states).float(), batch.patches)
         assert batch.crop_real is not None
@@ -135,7 +136,7 @@ def imitation_loss(tokens: Tensor, truth: Tensor, cells: Tensor) -> Tensor:
     return error[there].mean() + 0.5 * error[~there].mean()
 
 
-def place_loss(read: Tensor, cells: Tensor, everywhere: bool) -> tuple[Tensor, dict[str, float]]:
+def place_loss(read: Tensor, cells: Tensor, everywhere: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """In which row and column a visual token lies (`everywhere`, or where objects are), and how far away its object."""
     there = cells[..., PRESENT] > 0
     at = torch.linspace(-1, 1, SIDE, device=read.device)
@@ -143,41 +144,41 @@ def place_loss(read: Tensor, cells: Tensor, everywhere: bool) -> tuple[Tensor, d
     off = (read[..., :2] - place).abs().mean(-1)
     off = off.mean() if everywhere else off[there].mean()
     far = (read[there][:, 2] - cells[there][:, DEPTH]).abs().mean()
-    return off + far, {"place": off.item(), "known depth": far.item()}
+    return off + far, {"place": off, "known depth": far}
 
 
-def token_loss(read: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, float]]:
+def token_loss(read: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Is an object centred here; if so, of which kinds, where exactly, how large, how far?"""
     there = cells[..., PRESENT] > 0
     present = F.binary_cross_entropy_with_logits(read[..., PRESENT], cells[..., PRESENT], pos_weight=_like(read, 3.0))
     got, truth = read[there], cells[there]
-    loss, parts, start = 4 * present, dict[str, float](), 1
+    loss, parts, start = 4 * present, dict[str, Tensor](), 1
     for name, count in zip(("colour", "shape", "material"), KINDS, strict=True):
         logits, label = got[:, start : start + count], truth[:, start : start + count].argmax(-1)
         loss = loss + IMPORTANCE[name] * F.cross_entropy(logits, label)
-        parts[f"seen {name}"] = (logits.argmax(-1) == label).float().mean().item()
+        parts[f"seen {name}"] = (logits.argmax(-1) == label).float().mean()
         start += count
     found = ((read[..., PRESENT] > 0) & there).sum() / ((read[..., PRESENT] > 0) | there).sum()
     loss = loss + 2 * F.smooth_l1_loss(got[:, start:], truth[:, start:])
-    parts["seen depth"] = (got[:, DEPTH] - truth[:, DEPTH]).abs().mean().item()
-    return loss, {"found": found.item(), **parts}
+    parts["seen depth"] = (got[:, DEPTH] - truth[:, DEPTH]).abs().mean()
+    return loss, {"found": found, **parts}
 
 
-def crop_loss(read: Tensor, kinds: Tensor) -> tuple[Tensor, dict[str, float]]:
+def crop_loss(read: Tensor, kinds: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Colour, shape and material of the object that a crop shows."""
-    loss, parts, start = read.sum() * 0, dict[str, float](), 0
+    loss, parts, start = read.sum() * 0, dict[str, Tensor](), 0
     there = kinds[:, 0] >= 0
     if not there.any():
         return loss, parts
     for index, (name, count) in enumerate(zip(("colour", "shape", "material"), KINDS, strict=True)):
         logits, label = read[there, start : start + count], kinds[there, index]
         loss = loss + IMPORTANCE[name] * F.cross_entropy(logits, label)
-        parts[f"crop {name}"] = (logits.argmax(-1) == label).float().mean().item()
+        parts[f"crop {name}"] = (logits.argmax(-1) == label).float().mean()
         start += count
     return loss, parts
 
 
-def patch_loss(read: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, float]]:
+def patch_loss(read: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Colour and shape of the object in each patch (or none), and the logarithm of its depth."""
     colours, shapes = KINDS[0] + 1, KINDS[1] + 1
     colour, shape = (patches[..., k].long() + 1 for k in (0, 1))
@@ -190,7 +191,7 @@ def patch_loss(read: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, float]]
     depth = torch.log(patches[..., 2] / NEAR_METRES)
     far = (weights * (read[..., -1] - depth).abs()).sum() / weights.sum()
     loss = named(read[..., :colours], colour) + named(read[..., colours : colours + shapes], shape) + far
-    return loss, {"patch depth": far.item()}
+    return loss, {"patch depth": far}
 
 
 def _like(tensor: Tensor, value: float) -> Tensor:

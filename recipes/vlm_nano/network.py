@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.vlm_nano.batches import Rows
-from recipes.vlm_nano.model import PATCH
+from recipes.vlm_nano.model import MEAN, PATCH, STD
 from recipes.vlm_nano.packing import SPEECH
 
 MIDDLE = 3
@@ -81,16 +81,22 @@ class Sight(nn.Module):
     def __init__(self, visual: Any) -> None:
         super().__init__()
         self.visual, self.see = visual, see
+        self.mean, self.std = (
+            nn.Buffer(torch.tensor(values).repeat_interleave(PATCH * PATCH), persistent=False) for values in (MEAN, STD)
+        )
+
+    def normalised(self, patches: Tensor) -> Tensor:
+        return (patches / 255 - self.mean) / self.std
 
     def forward(self, patches: Tensor, places: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Patches (B, N, K) in the processor's order, (row, column) of each (B, N, 2), which are no padding (B, N).
+        """Patches (B, N, K) of uint8 in the processor's order, (row, column) of each (B, N, 2), which are no padding (B, N).
 
         Returns:
             (B, N, D) the last layer's states and (B, N / 4, W) the visual tokens.
         """
         visual = self.visual
         kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)  # both frames of a still image are the same
-        states = F.linear(patches, kernel)
+        states = F.linear(self.normalised(patches), kernel)
         angles = places[..., None].float() * visual.rotary_pos_emb.inv_freq
         angles = torch.cat([angles.flatten(2)] * 2, -1)[:, None]
         cos, sin = angles.cos(), angles.sin()
@@ -197,10 +203,3 @@ def taken(values: Tensor, index: Tensor) -> Tensor:
     """(B, V, W) at (B, T): values[b, index[b, t]]; anything where the index is negative."""
     clamped = index.clamp(min=0)[..., None].expand(-1, -1, values.shape[-1])
     return values.gather(1, clamped).float()
-
-
-def as_patches(images: Tensor) -> Tensor:
-    """Normalised pixels (B, H, W, 3) as (B, N, 3 * PATCH²), four patches of a token next to each other, as the processor has them."""
-    batch, height, width, _ = images.shape
-    split = images.view(batch, height // (2 * PATCH), 2, PATCH, width // (2 * PATCH), 2, PATCH, 3)
-    return split.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(batch, -1, 3 * PATCH * PATCH)

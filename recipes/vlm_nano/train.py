@@ -27,16 +27,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pearl.torch_setup import prepare_torchvision
-from recipes.vlm_nano.batches import FAMILIES, HELD_OUT, Batches, normalised
+from recipes.vlm_nano.batches import FAMILIES, HELD_OUT, Batches, Stock, as_patches
 from recipes.vlm_nano.corpus import texts
-from recipes.vlm_nano.data import Questions, open_arrays
+from recipes.vlm_nano.data import Questions
 from recipes.vlm_nano.initial import look_at_neighbours, whiten_patches
 from recipes.vlm_nano.losses import Pupil, Result
 from recipes.vlm_nano.model import build_model, build_processor, export, train_tokenizer
-from recipes.vlm_nano.network import as_patches
+from recipes.vlm_nano.muon import BatchedMuon
 
 SEED = 5
 WARMUP_STEPS = 100
@@ -103,7 +104,7 @@ class Run:
 
     pupil: Pupil
     processor: Any
-    data: Path
+    stock: Stock
     out: Path
     stages: tuple[Stage, ...]
     device: str
@@ -154,7 +155,7 @@ class Run:
 
     def _train_stage(self, stage: Stage, optimizer: Optimizer, progress: Progress) -> None:
         batches = Batches(
-            self.data,
+            self.stock,
             self.processor.tokenizer,
             self.batch,
             self.rank,
@@ -191,15 +192,17 @@ class Run:
             progress.scenes += self.batch * self.world
 
     def _open_eyes(self) -> None:
-        images = torch.from_numpy(normalised(open_arrays(self.data).images[:200]))
+        patches = np.concatenate([as_patches(image) for image in self.stock.arrays.images[:200]])
         visual = self.pupil.model.model.visual
-        whiten_patches(visual, as_patches(images).flatten(0, 1).to(self.device))
+        whiten_patches(visual, self.pupil.sight.normalised(torch.from_numpy(patches).to(self.device)))
         look_at_neighbours(visual)
 
     def _ahead(self, draw: Callable[[int], Any], start: int) -> Iterator[Any]:
         steps = Steps(draw, start)
         loader: Iterable[Any] = (
-            DataLoader(steps, batch_size=None, shuffle=False, num_workers=self.loaders, prefetch_factor=4)
+            DataLoader(
+                steps, batch_size=None, num_workers=self.loaders, prefetch_factor=4, pin_memory=self.device == "cuda"
+            )
             if self.loaders
             else (steps[index] for index in range(len(steps)))
         )
@@ -233,7 +236,7 @@ class Run:
         held_out = Figures()
         size, batches.size = batches.size, 10
         for start in range(0, HELD_OUT if self.device == "cuda" else 40, 10):
-            with self._autocast():
+            with self._autocast(), torch.compiler.set_stance("force_eager"):
                 drawn = batches.draw_crops(start, held_out=True) if stage.name == "crops" else batches.held_out(start)
                 held_out.add(loss_of(self.pupil, stage, drawn.to(self.device)))
         batches.size = size
@@ -268,10 +271,10 @@ class Optimizer:
         matrices = [p for p in self.parameters if id(p) in within]
         others = [p for p in self.parameters if id(p) not in within]
         self.parts: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.02), rate)
+            (torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True), rate)
         ]
         if matrices:
-            muon = torch.optim.Muon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+            muon = BatchedMuon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
             self.parts.append((muon, MUON_RATE * rate))
 
     def scale_rates(self, scale: float) -> None:
@@ -296,24 +299,26 @@ class Figures:
     """Means of losses, and the share of right answers by family, over some steps."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, list[float]] = defaultdict(list)
-        self.right, self.asked = np.zeros(len(FAMILIES)), np.zeros(len(FAMILIES))
+        self.parts: dict[str, list[Tensor]] = defaultdict(list)
+        self.families, self.correct = list[Tensor](), list[Tensor]()
 
     def add(self, result: Result) -> None:
+        """Nothing is read here, which would make a GPU wait."""
         for name, value in result.parts.items():
-            self.parts[name].append(value)
+            self.parts[name].append(value.detach())
         if result.correct is not None and result.families is not None:
-            families, correct = result.families.cpu().numpy(), result.correct.cpu().numpy()
-            self.asked += np.bincount(families, minlength=len(FAMILIES))
-            self.right += np.bincount(families, weights=correct, minlength=len(FAMILIES))
+            self.families.append(result.families)
+            self.correct.append(result.correct)
 
     def summary(self) -> dict[str, float]:
-        shares = {
-            family: round(float(right / asked), 3)
-            for family, right, asked in zip(FAMILIES, self.right, self.asked, strict=True)
-            if asked
-        }
-        return {**{name: round(float(np.mean(values)), 4) for name, values in self.parts.items()}, **shares}
+        means = {name: torch.stack(values).float().mean() for name, values in self.parts.items()}
+        shares = dict[str, Tensor]()
+        if self.families:
+            families, correct = torch.cat(self.families), torch.cat(self.correct)
+            for index, family in enumerate(FAMILIES):
+                if len(found := correct[families == index]):
+                    shares[family] = found.mean()
+        return {name: round(float(value), 4) for name, value in {**means, **shares}.items()}
 
 
 def load_tokenizer(folder: Path, data: Path, start: Path | None) -> Any:
@@ -367,7 +372,7 @@ def main() -> None:
         pupil.compile_parts()
     stages = tuple(replace(s, minutes=minutes) for s, minutes in zip(STAGES, options.core_minutes, strict=True))
     Run(
-        pupil, build_processor(tokenizer), options.data, options.out, stages, options.device, options.batch,
+        pupil, build_processor(tokenizer), Stock(options.data), options.out, stages, options.device, options.batch,
         options.loaders, options.report_seconds,
         time.monotonic if options.clock == "wall" else time.process_time, rank, world,
     ).train()  # fmt: skip
