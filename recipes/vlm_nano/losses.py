@@ -36,7 +36,7 @@ class Pupil(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         width, seen = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
-        self.model = model
+        self.model, self.noise = model, NOISE
         self.things = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.read_token = nn.Linear(width, FEATURES)
         self.read_crop = nn.Linear(width, sum(KINDS))
@@ -67,7 +67,7 @@ class Pupil(nn.Module):
 
     def _true_tokens(self, batch: Batch) -> Tensor:
         tokens: Tensor = self.things(batch.cells)
-        return tokens + NOISE * tokens.detach().std() * torch.randn_like(tokens)
+        return tokens + self.noise * tokens.detach().std() * torch.randn_like(tokens)
 
     def crops_loss(self, batch: Crops) -> Result:
         """What a crop shows, read from the mean of its tokens."""
