@@ -85,3 +85,20 @@ def test_the_forward_of_its_training_is_the_published_classes() -> None:
     pixels, states = greatest_differences()
     assert pixels < 1e-4
     assert states == pytest.approx(0, abs=1e-4)
+
+
+def test_its_optimizer_is_torchs_muon() -> None:
+    from recipes.vlm_nano.muon import BatchedMuon
+
+    def trained(kind: type[torch.optim.Muon]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (8, 8), (24, 8), (8, 24))]
+        optimizer = kind(matrices, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn_like(matrix)
+            optimizer.step()
+        return [matrix.detach() for matrix in matrices]
+
+    for one, other in zip(trained(BatchedMuon), trained(torch.optim.Muon), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
