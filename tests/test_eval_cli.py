@@ -75,7 +75,18 @@ def test_a_stopped_evaluation_goes_on(data: Path, tmp_path: Path) -> None:
 
 def test_modes_and_benchmarks_are_added_to_results_and_the_page_keeps_its_pictures(data: Path, tmp_path: Path) -> None:
     out, tiny = tmp_path / "out", str(model())
-    settings = ("--max-new-tokens", "6", "--max-calls", "1", "--tools", "crop", "--out", out)
+    settings = (
+        "--max-new-tokens",
+        "6",
+        "--max-calls",
+        "1",
+        "--max-tool-pixels",
+        "5000",
+        "--tools",
+        "crop",
+        "--out",
+        out,
+    )
     ended = pearl_eval("run", tiny, "--bench", f"vstar={vstar(tmp_path / 'vstar')}", *settings)
     assert ended.exit_code == 0, ended.output
     assert VSTAR[0]["text"].splitlines()[0] in (out / "report.html").read_text()
@@ -84,6 +95,7 @@ def test_modes_and_benchmarks_are_added_to_results_and_the_page_keeps_its_pictur
     assert ended.exit_code == 0, ended.output
     keys = {(key.mode, key.benchmark) for key in read_results(out).predictions}
     assert keys == {("direct", "vstar"), ("tools", "trajectories")}
+    assert read_results(out).setup.modes["tools"]["pixels"] == 5000
     assert VSTAR[0]["text"].splitlines()[0] in (out / "report.html").read_text()
     assert pearl_eval(*more, "--mode", "direct,tools").exit_code == 0
     data_file(tmp_path, [replace(row, question=f"{row.question} Really?") for row in rows()])

@@ -20,11 +20,11 @@ from pearl.trainer.conversation import load_template
 from pearl.trainer.packing import Example
 from tests.latents import step, trajectory, visual_tokens_of
 from tests.runs import _FOLDERS, data_file, run
+from tests.tiny_vlms import FAMILIES
 
 torch.set_num_threads(1)
 
 QUOTA = 3
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava", "gemma3")
 
 
 def rows() -> list[Trajectory]:

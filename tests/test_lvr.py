@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import random
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 
 from pearl.errors import PearlError
 from pearl.records import Box, Trajectory
-from pearl.trainer.families import FamilyError
+from pearl.trainer.families import FAMILIES, tiled
 from pearl.trainer.objectives.lvr import Lvr, regions, visual_tokens
 from pearl.trainer.views import ViewError
 from tests.latents import (
@@ -29,8 +31,7 @@ from tests.latents import (
 
 torch.set_num_threads(1)
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava", "gemma3")
-SIZES = ((64, 48), (40, 80), (37, 61), (64, 64))
+SIZES = ((64, 48), (40, 80), (96, 64), (64, 64), (200, 60))
 HEADS = ("none", "simple", "glu")
 LOSSES = ("mse", "mae", "cosine")
 MIDDLE = [0.26, 0.3, 0.7, 0.6]
@@ -109,7 +110,7 @@ def test_a_refused_crop_shows_nothing() -> None:
     ],
 )
 def test_hand_made_boxes(box: Box, grid: tuple[int, int], tokens: list[int]) -> None:
-    assert visual_tokens(box, grid).tolist() == tokens
+    assert visual_tokens(box, tiled(1, 1, *grid)).tolist() == tokens
 
 
 def test_tokens_are_those_whose_cell_the_box_overlaps() -> None:
@@ -126,7 +127,10 @@ def test_tokens_are_those_whose_cell_the_box_overlaps() -> None:
             < min(Fraction(column + 1, columns), Fraction(x1, 1024))
             and max(Fraction(row, rows), Fraction(y0, 1024)) < min(Fraction(row + 1, rows), Fraction(y1, 1024))
         ]
-        assert visual_tokens((x0 / 1024, y0 / 1024, x1 / 1024, y1 / 1024), (rows, columns)).tolist() == overlapped
+        assert (
+            visual_tokens((x0 / 1024, y0 / 1024, x1 / 1024, y1 / 1024), tiled(1, 1, rows, columns)).tolist()
+            == overlapped
+        )
 
 
 def test_tokens_are_those_of_the_patch_grid_after_its_merge() -> None:
@@ -141,56 +145,72 @@ def test_tokens_are_those_of_the_patch_grid_after_its_merge() -> None:
             for low, high, count in ((left, right, columns), (top, bottom, rows))
         )
         expected = [row * columns + column for row in range(r0, r1) for column in range(c0, c1)]
-        assert visual_tokens((left, top, right, bottom), (rows, columns)).tolist() == expected
+        assert visual_tokens((left, top, right, bottom), tiled(1, 1, rows, columns)).tolist() == expected
 
 
 def test_what_the_image_processor_cuts_off_has_no_tokens() -> None:
     shown = (0.25, 0.0, 0.75, 1.0)
-    assert visual_tokens((0, 0, 0.25, 1), (2, 2), shown).tolist() == []
-    assert visual_tokens((0, 0, 0.5, 0.5), (2, 2), shown).tolist() == [0]
-    assert visual_tokens((0.6, 0.6, 0.9, 0.9), (2, 2), shown).tolist() == [3]
+    assert visual_tokens((0, 0, 0.25, 1), tiled(1, 1, 2, 2), shown).tolist() == []
+    assert visual_tokens((0, 0, 0.5, 0.5), tiled(1, 1, 2, 2), shown).tolist() == [0]
+    assert visual_tokens((0.6, 0.6, 0.9, 0.9), tiled(1, 1, 2, 2), shown).tolist() == [3]
 
 
-@pytest.mark.parametrize(("family", "size"), [*product(FAMILIES, SIZES), ("internvl", (64, 64))])
+def test_tiles_follow_each_other_row_by_row() -> None:
+    assert tiled(1, 2, 2, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert tiled(2, 1, 1, 3).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(("family", "size"), list(product(FAMILIES, SIZES)))
 def test_the_tokens_of_a_box_show_what_is_in_it(family: str, size: tuple[int, int]) -> None:
-    """A picture that is white inside the box: the tokens' own pixels are white inside, and black outside."""
-    model = tiny(family, Lvr)
-    width, height = size
+    """A box that is a little lighter than the rest changes, of all visual tokens that a vision tower without layers
+    gives for the image's parts, most the one that is to show it."""
+    model, (width, height) = tiny(family, Lvr), size
     whole = model.encoder.image(trajectory(size=size).image)
-    rows, columns = model.encoder.grid(whole)
-    assert rows * columns == whole.num_tokens
-    x, y, far_x, far_y = whole.shown
-    for row, column in np.ndindex(rows, columns):
-        box = [
+    grid, (x, y, far_x, far_y) = model.encoder.grid(whole), whole.shown
+    assert len(set(grid.flat)) == grid.size <= whole.num_tokens
+    assert grid.max() < whole.num_tokens
+    rows, columns = grid.shape
+    cells = [(row, column) for row in range(rows) for column in range(columns)]
+    tower = without_layers(model)
+    dark = seen(model, tower, torch.zeros(3, height, width, dtype=torch.uint8))
+    assert len(dark) == whole.num_tokens
+    for row, column in random.Random(0).sample(cells, min(16, len(cells))):
+        box = (
             x + (far_x - x) * column / columns, y + (far_y - y) * row / rows,
             x + (far_x - x) * (column + 1) / columns, y + (far_y - y) * (row + 1) / rows,
-        ]  # fmt: skip
+        )  # fmt: skip
         left, right, top, bottom = (
             round(v) for v in (box[0] * width, box[2] * width, box[1] * height, box[3] * height)
         )
         pixels = torch.zeros(3, height, width, dtype=torch.uint8)
-        pixels[:, top:bottom, left:right] = 255
-        light = _brightness(model, pixels, rows, columns)
-        inside = np.zeros(rows * columns, bool)
-        centre = [0.9 * box[i] + 0.1 * box[(i + 2) % 4] for i in range(4)]
-        inside[visual_tokens((centre[0], centre[1], centre[2], centre[3]), (rows, columns), whole.shown)] = True
-        assert inside.sum() == 1
-        assert light[inside].min() > 0.7
-        assert light[~inside].max() < 0.3
+        pixels[:, top : max(bottom, top + 1), left : max(right, left + 1)] = 30
+        changed = (seen(model, tower, pixels) - dark).norm(dim=-1)
+        middle = [0.9 * box[i] + 0.1 * box[(i + 2) % 4] for i in range(4)]
+        (token,) = visual_tokens((middle[0], middle[1], middle[2], middle[3]), grid, whole.shown)
+        assert token == grid[row, column] == grid.flat[int(changed[grid.flatten()].argmax())]
 
 
-def _brightness(model: Tiny, pixels: torch.Tensor, rows: int, columns: int) -> np.ndarray:
-    """Of what each merged visual token is made of, from 0 to 1."""
-    black, image = (
-        model.family.preprocess(model.encoder.processor, each)["pixel_values"] for each in (pixels * 0, pixels)
-    )
-    light = image - black
-    if light.ndim == 2:  # patches, in the order in which they are merged
-        means = light.reshape(rows * columns, -1).mean(1)
-    else:
-        means = F.adaptive_avg_pool2d(light.mean(1), (rows, columns)).flatten()
-    brightest: Any = model.family.preprocess(model.encoder.processor, pixels * 0 + 255)["pixel_values"] - black
-    return np.asarray(means / brightest.mean())
+OUTWARD = ("out_proj", "projection_layer", "proj", "fc2", "linear_fc2", "down_proj")
+"""Of a vision tower's layers, what adds to the tokens' states."""
+
+
+def without_layers(model: Tiny) -> Any:
+    """The model, whose visual tokens show their own pixels and no others: the vision tower's layers add nothing."""
+    core = copy.deepcopy(model.vlm.model)
+    for part in model.family.vision_parts:
+        for name, module in core.get_submodule(part).named_modules():
+            *owners, last = name.split(".")
+            if last in OUTWARD and {"blocks", "layers", "layer"} & set(owners):
+                torch.nn.init.zeros_(module.weight)
+                module.bias = None
+    return core
+
+
+@torch.no_grad()
+def seen(model: Tiny, core: Any, pixels: torch.Tensor) -> torch.Tensor:
+    inputs = model.family.preprocess(model.encoder.processor, pixels)
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return model.family.visual(core, model.family.collate_images([tensors])).tokens
 
 
 # the view
@@ -222,9 +242,9 @@ def test_fed_are_the_original_images_tokens_inside_the_regions(family: str) -> N
     for each in three():
         example = model.example(objective, each)
         whole = visual_tokens_of(model.vlm, model.family, example, 0)
-        rows, columns = model.encoder.grid(example.images[0])
+        grid = model.encoder.grid(example.images[0])
         for box in regions(each.steps):
-            expected.append(whole[visual_tokens(box, (rows, columns), example.images[0].shown)])
+            expected.append(whole[visual_tokens(box, grid, example.images[0].shown)])
     torch.testing.assert_close(fed, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -340,12 +360,6 @@ def test_a_text_with_the_latent_token_is_refused() -> None:
     asked = trajectory(step("crop", 1, box=MIDDLE), question="What does <|lvr|> mean?")
     with pytest.raises(ViewError, match="the objective's own token for latents"):
         tiny("qwen2_5_vl", Lvr).example(Lvr(), asked)
-
-
-@pytest.mark.parametrize("family", ["smolvlm", "idefics3", "llava_onevision", "internvl"])
-def test_families_without_a_grid_are_refused(family: str) -> None:
-    with pytest.raises(FamilyError, match="no single grid"):
-        tiny(family, Lvr).example(Lvr(), three()[1])
 
 
 @pytest.mark.parametrize("options", [{"head": "mlp"}, {"loss": "l2"}, {"weight": -0.1}])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from pearl.errors import PearlError
 from pearl.records import Trajectory
 from pearl.trainer.config import ConfigError
 from pearl.trainer.conversation import Conversation, load_template
-from pearl.trainer.families import FAMILIES as FAMILY_CLASSES
-from pearl.trainer.families import FamilyError
+from pearl.trainer.families import FAMILIES as KNOWN
 from pearl.trainer.learner import Learner
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.lvr import Lvr
@@ -23,7 +23,7 @@ from pearl.trainer.packing import Batch, Packer
 from pearl.trainer.preparation import prepare
 from tests import latents, plain
 from tests.plain import Tiny, conversation, picture, step, tiny, trajectories, trajectory
-from tests.runs import config, data_file
+from tests.runs import config, data_file, model
 from tests.tiny_vlms import FAMILIES
 
 
@@ -224,22 +224,19 @@ OBJECTIVES: tuple[Objective, ...] = (
 )  # fmt: skip
 
 
-POSSIBLE = [(n, o) for o in OBJECTIVES for n in FAMILIES if FAMILY_CLASSES[n].has_grids() or not o.needs_grids]
-
-
-@pytest.mark.parametrize(("name", "objective"), POSSIBLE, ids=lambda one: one if isinstance(one, str) else repr(one))
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_every_objective_takes_a_step(name: str, objective: Objective) -> None:
     """The gradient's direction makes the loss smaller."""
     t = latents.tiny(name, type(objective))
-    model, given = t.learner(objective), small() if name == "internvl" else trajectories()[1:4]
-    made = t.batch(objective, given)
-    weights, counts = model.losses.weights, model.losses.counts(made)
+    learns, made = t.learner(objective), t.batch(objective, trajectories()[1:4])
+    weights, counts = learns.losses.weights, learns.losses.counts(made)
 
     def loss() -> Tensor:
-        return torch.stack([weights[name] * total / counts[name] for name, total in model(made).items()]).sum()
+        return torch.stack([weights[name] * total / counts[name] for name, total in learns(made).items()]).sum()
 
     before = loss()
-    parameters = list(model.parameters())
+    parameters = list(learns.parameters())
     found = torch.autograd.grad(before, parameters, allow_unused=True)
     size = torch.stack([g.square().sum() for g in found if g is not None]).sum().sqrt()
     with torch.no_grad():
@@ -250,30 +247,11 @@ def test_every_objective_takes_a_step(name: str, objective: Objective) -> None:
     assert after < before.item() - 0.005 * size.item()
 
 
-def small() -> list[Trajectory]:
-    """On images that are one tile of InternVL."""
-    return [trajectory(step("I look.", picture(n)), image=picture(10 + n, 40, 40)) for n in range(3)]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_families_without_grids_are_told_before_any_work(name: str, tmp_path: Path) -> None:
-    settings = config(data_file(tmp_path), tmp_path / "out", name, objective="lvr")
-    if FAMILY_CLASSES[name].has_grids():
-        prepare(settings)
-        return
-    with pytest.raises(ConfigError, match="as one grid; it can train qwen2_5_vl, qwen3_vl, llava, internvl, gemma3"):
-        prepare(settings)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_family_with_grids_has_one_for_each_image() -> None:
-    """What it says of itself, against what it does with an image of one tile."""
-    for name in FAMILIES:
-        t = latents.tiny(name, Lvr)
-        image = t.encoder.image(picture(1, 40, 40))
-        if t.family.has_grids():
-            rows, columns = t.encoder.grid(image)
-            assert rows * columns == image.num_tokens
-        else:
-            with pytest.raises(FamilyError):
-                t.encoder.grid(image)
+def test_boxes_on_images_of_an_unknown_family_are_refused_before_any_work(tmp_path: Path) -> None:
+    settings = json.loads((model("llava") / "config.json").read_text())
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**settings, "model_type": "llava_next"}))
+    base, out = str(tmp_path / "model"), tmp_path / "out"
+    with pytest.raises(ConfigError, match=f"where those of {base} lie is not known; it can train {', '.join(KNOWN)}"):
+        prepare(config(data_file(tmp_path), out, objective="lvr", model=base))
+    assert not out.exists()

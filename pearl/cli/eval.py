@@ -96,6 +96,9 @@ def run(
     segment_model: Annotated[str | None, opt(ANSWERS, "The segment tool's.")] = None,
     detect_model: Annotated[str | None, opt(ANSWERS, "The detect tool's, which has none built in.")] = None,
     max_calls: Annotated[int, opt(ANSWERS, "A question's, in mode tools.", min=0)] = 6,
+    max_tool_pixels: Annotated[
+        int, opt(ANSWERS, "Of all images together that a question's calls may bring.", min=0)
+    ] = 16_000_000,
     tool_prompt: Annotated[
         ToolPrompt, opt(ANSWERS, "How tools are announced; auto: as in training, else by the chat template, else JSON.")
     ] = ToolPrompt.AUTO,
@@ -129,7 +132,7 @@ def run(
             models=tuple(models), benchmarks=_listed(bench), modes=_listed(mode), out=str(out), protocol=scoring.value,
             limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, opening=opening, tools=_listed(tools),
             tool_settings={name: {"model": place} for name, place in models_of_tools.items() if place},
-            max_calls=max_calls, tool_prompt=tool_prompt.value, latents=latents, latent_end=latent_end.value,
+            max_calls=max_calls, max_tool_pixels=max_tool_pixels, tool_prompt=tool_prompt.value, latents=latents, latent_end=latent_end.value,
             device=device, dtype=dtype.value, resume=resume,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip

@@ -46,7 +46,7 @@ class EvalConfig:
         opening: What the assistant's turn begins with in mode `direct`, where a protocol does not say: a model that was
             trained on whole trajectories answers at once only after the words that its answers begin with.
         tools: Of mode `tools`; `tool_settings` are their constructors' arguments.
-        max_calls: A question's, in mode `tools`.
+        max_calls: A question's, in mode `tools`; `max_tool_pixels`: of all images together that they may bring.
         tool_prompt: How tools are announced (`ToolUse`).
         latents: In a run, in mode `latent`; None: as many as the model was trained with, or 8 for `lvr`.
         latent_end: What ends a run of `lvr`: its quota, or the token that the model says before that.
@@ -67,6 +67,7 @@ class EvalConfig:
     tools: tuple[str, ...] = TOOLS
     tool_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_calls: int = 6
+    max_tool_pixels: int = 16_000_000
     tool_prompt: Prompt = "auto"
     latents: int | None = None
     latent_end: Literal["quota", "token"] = "quota"
@@ -92,7 +93,7 @@ class EvalConfig:
             "direct": {"opening": self.opening},
             "tools": {
                 "tools": list(self.tools), "tool settings": dict(self.tool_settings), "calls": self.max_calls,
-                "tool prompt": self.tool_prompt,
+                "pixels": self.max_tool_pixels, "tool prompt": self.tool_prompt,
             },
             "latent": {"latents": self.latents, "end": self.latent_end},
         }  # fmt: skip
@@ -197,8 +198,8 @@ def _mode(name: Mode, config: EvalConfig) -> DecodingMode:
     if name == "latent":
         return Latent(config.max_new_tokens, config.latents, config.latent_end == "token")
     return ToolUse(
-        config.tools, config.tool_settings, max_calls=config.max_calls, max_new_tokens=config.max_new_tokens,
-        prompt=config.tool_prompt,
+        config.tools, config.tool_settings, max_calls=config.max_calls, max_pixels=config.max_tool_pixels,
+        max_new_tokens=config.max_new_tokens, prompt=config.tool_prompt,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Everything else goes through what transformers has in common. A family is found 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -138,18 +139,12 @@ class Family:
         """Positions (D, T) of a view, from where its visual tokens are (T,) and the images in their order."""
         return np.arange(len(visual))[None]
 
-    @classmethod
-    def has_grids(cls) -> bool:
-        """Whether boxes can be placed on its images' visual tokens; in InternVL on those of one tile only."""
-        return cls.grid is not Family.grid
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> np.ndarray:
+        """(rows, columns) of an image's parts: which of its merged visual tokens shows each.
 
-    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
-        """Rows and columns of an image's merged visual tokens, in row-major order.
-
-        Raises:
-            FamilyError: the tokens are no single grid, so boxes cannot be placed on them.
+        Of an image in tiles those are the tiles' tokens, not those of the whole in small beside them.
         """
-        raise FamilyError(f"{type(self).__name__}: an image's visual tokens are no single grid; boxes cannot be placed")
+        raise NotImplementedError
 
     def shown(self, processor: Any, height: int, width: int) -> Box:
         """The part of an image of this size that its visual tokens show."""
@@ -193,7 +188,7 @@ class Family:
 
 
 class QwenVL(Family):
-    """Qwen2.5-VL: images of any size as one grid, rotary positions of three dimensions."""
+    """Qwen2.5-VL: images of any size, rotary positions of three dimensions."""
 
     vision_parts = ("visual",)
     projector_parts: ClassVar[tuple[str, ...]] = ("visual.merger",)
@@ -202,7 +197,7 @@ class QwenVL(Family):
     def positions(self, core_config: Any, visual: np.ndarray, images: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
         """As the model's own `get_rope_index`, for one view: an image's tokens share their time, and the text after
         it goes on behind its longer side (Qwen2-VL, arXiv 2409.12191, section 2.1)."""
-        grids = [self.grid(core_config, image) for image in images]
+        grids = [self.grid(core_config, image).shape for image in images]
         pieces, text, start, token = list[np.ndarray](), 0, 0, 0
         for height, width in grids:
             first = token + int(np.argmax(visual[token:]))
@@ -216,10 +211,10 @@ class QwenVL(Family):
         pieces.append(np.tile(np.arange(start, start + len(visual) - token), (3, 1)))
         return np.concatenate(pieces, axis=1)
 
-    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> np.ndarray:
         merge = core_config.vision_config.spatial_merge_size
         _, height, width = image["image_grid_thw"][0].tolist()
-        return height // merge, width // merge
+        return tiled(1, 1, height // merge, width // merge)
 
     def position_ids(self, positions: Tensor) -> Tensor:
         return positions
@@ -241,11 +236,23 @@ class Qwen3VL(QwenVL):
 
 
 class Idefics3(Family):
-    """Idefics3 and SmolVLM: an image is a number of tiles, padded to the largest of the batch."""
+    """Idefics3 and SmolVLM: an image is a number of tiles and the whole in small, or the whole alone; padded to the
+    largest of the batch."""
 
     vision_parts = ("vision_model",)
     projector_parts = ("connector",)
     language_part = "text_model"
+
+    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
+        inputs = super().preprocess(processor, pixels)
+        (rows,), (columns,) = inputs["rows"][0], inputs["cols"][0]
+        return {**inputs, "tiles": torch.tensor([rows or 1, columns or 1])}
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> np.ndarray:
+        step = core_config.vision_config.patch_size * core_config.scale_factor
+        height, width = image["pixel_values"].shape[-2:]
+        rows, columns = image["tiles"].tolist()
+        return tiled(rows, columns, height // step, width // step)
 
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: _padded([image[name] for image in images]) for name in ("pixel_values", "pixel_attention_mask")}
@@ -263,6 +270,23 @@ class LlavaOnevision(Family):
             return self._processed(processor, [pixels])
         inputs = self._processed(processor, [pixels, pixels[:, :2, :2]])  # the second only makes them several
         return {**inputs, **{name: inputs[name][:1] for name in ("pixel_values", "image_sizes")}}
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> np.ndarray:
+        """Of an image alone: as the model packs it, without what pads it and with a newline behind each row."""
+        from transformers.models.llava_onevision.modeling_llava_onevision import (
+            get_anyres_image_grid_shape,
+            unpad_image,
+        )
+
+        vision, size = core_config.vision_config, image["image_sizes"][0]
+        side = vision.image_size // vision.patch_size
+        tall, wide = get_anyres_image_grid_shape(size, core_config.image_grid_pinpoints, vision.image_size)
+        rows, columns = unpad_image(torch.empty(1, tall * side, wide * side), size).shape[1:]
+        most = int(core_config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        if (ratio := math.sqrt(rows * columns / (most * side**2))) > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+        packed: np.ndarray = side**2 + tiled(1, 1, rows, columns + 1)[:, :-1]
+        return packed
 
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {
@@ -292,10 +316,10 @@ class Llava(Family):
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {"pixel_values": torch.cat([image["pixel_values"] for image in images])}
 
-    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> np.ndarray:
         height, width = image["pixel_values"].shape[-2:]
         patch = core_config.vision_config.patch_size
-        return height // patch, width // patch
+        return tiled(1, 1, height // patch, width // patch)
 
     def shown(self, processor: Any, height: int, width: int) -> Box:
         """CLIP's image processor resizes the shorter side, then cuts a square out of the middle."""
@@ -310,14 +334,24 @@ class Llava(Family):
 
 
 class InternVL(Llava):
-    """One tile is a grid; an image of several tiles is none."""
+    """An image is a number of tiles and the whole in small, or the whole alone."""
 
-    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
-        if len(image["pixel_values"]) > 1:
-            return Family.grid(self, core_config, image)
-        rows, columns = core_config.vision_config.image_size
+    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
+        from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+        inputs, settings = super().preprocess(processor, pixels), processor.image_processor
+        columns, rows = 1, 1
+        if len(inputs["pixel_values"]) > 1:
+            _, height, width = pixels.shape
+            size = settings.size["height"], settings.size["width"]
+            columns, rows = get_optimal_tiled_canvas((height, width), size, settings.min_patches, settings.max_patches)
+        return {**inputs, "tiles": torch.tensor([rows, columns])}
+
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> np.ndarray:
+        height, width = core_config.vision_config.image_size
         step = core_config.vision_config.patch_size[0] / core_config.downsample_ratio
-        return int(rows / step), int(columns / step)
+        rows, columns = image["tiles"].tolist()
+        return tiled(rows, columns, int(height / step), int(width / step))
 
 
 class Gemma3(Family):
@@ -334,9 +368,9 @@ class Gemma3(Family):
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {"pixel_values": torch.cat([image["pixel_values"] for image in images])}
 
-    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> tuple[int, int]:
+    def grid(self, core_config: Any, image: Mapping[str, Tensor]) -> np.ndarray:
         side = round(core_config.mm_tokens_per_image**0.5)
-        return side, side
+        return tiled(1, 1, side, side)
 
     def mask(self, core: nn.Module, attention: Attention, dtype: torch.dtype) -> Any:
         config: Any = core.config
@@ -389,6 +423,13 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """(R, 1, T, S) for attention that adds it, eager or SDPA: 0 where allowed. Eager attention would add a bool."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def tiled(rows: int, columns: int, height: int, width: int) -> np.ndarray:
+    """(rows × height, columns × width): which token shows each part of an image whose tiles follow each other row by
+    row, and in each tile its height × width tokens."""
+    tokens = np.arange(rows * columns * height * width).reshape(rows, columns, height, width)
+    return tokens.swapaxes(1, 2).reshape(rows * height, columns * width)
 
 
 def _rows(features: Tensor | Sequence[Tensor]) -> Tensor:

@@ -44,11 +44,10 @@ def prepare(config: TrainConfig) -> Prepared:
     objective = make_objective(config.objective, dict(config.objective_options))
     template = load_template(config.template)
     family = family_of(model_settings(config))
-    if objective.needs_grids and not family.has_grids():
-        able = ", ".join(name for name, one in FAMILIES.items() if one.has_grids())
+    if objective.needs_grids and family is Unknown:
         raise ConfigError(
-            f"{objective.name} places boxes on an image's visual tokens, which {place_of(config.model)} does not lay out "
-            f"as one grid; it can train {able}"
+            f"{objective.name} places boxes on an image's visual tokens, and where those of {place_of(config.model)} lie "
+            f"is not known; it can train {', '.join(FAMILIES)}"
         )
     cache = Path(config.out) / "cache"
     table = Table(config.data, cache)

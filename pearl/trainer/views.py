@@ -175,12 +175,8 @@ class ViewEncoder:
     def _usual(self) -> int:
         return self._preprocessed(torch.zeros(3, 448, 448, dtype=torch.uint8)).num_tokens
 
-    def grid(self, image: ImageInputs) -> tuple[int, int]:
-        """Rows and columns of an image's merged visual tokens.
-
-        Raises:
-            FamilyError: they are no single grid, so boxes cannot be placed on them.
-        """
+    def grid(self, image: ImageInputs) -> np.ndarray:
+        """(rows, columns) of an image's parts: which of its merged visual tokens shows each (`Family.grid`)."""
         return self.family.grid(self.core_config, image.tensors)
 
     def view(

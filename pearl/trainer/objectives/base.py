@@ -26,7 +26,7 @@ class Objective(ABC):
     Attributes:
         special_tokens: What it adds to the vocabulary.
         latent_token: The one of them at which latents stand.
-        needs_grids: Whether it places boxes on images' visual tokens, which some families do not allow.
+        needs_grids: Whether it places boxes on images' visual tokens; where these lie is known of the known families.
         step_words, step_images: Whether its views show what was said in the steps, and their images: by these,
             trajectories that are about as long are batched together.
     """

@@ -149,19 +149,19 @@ def regions(steps: Sequence[Step]) -> list[Box]:
     return found
 
 
-def visual_tokens(box: Box, grid: tuple[int, int], shown: Box = WHOLE) -> np.ndarray:
-    """Row-major indices of the merged visual tokens that a box touches; none if it lies where the image is cut off.
+def visual_tokens(box: Box, grid: np.ndarray, shown: Box = WHOLE) -> np.ndarray:
+    """The merged visual tokens that a box touches, row by row; none if it lies where the image is cut off.
 
     The paper takes floor and ceil on the patch grid and then merges 2×2: together floor and ceil on the merged grid.
 
     Args:
-        grid: Rows and columns of merged visual tokens.
+        grid: (rows, columns) which token shows each part.
         shown: The part of the image that they show.
     """
     (left, top, right, bottom), (x, y, far_x, far_y) = box, shown
-    columns = _touched((left - x) / (far_x - x), (right - x) / (far_x - x), grid[1])
-    rows = _touched((top - y) / (far_y - y), (bottom - y) / (far_y - y), grid[0])
-    tokens: np.ndarray = (rows[:, None] * grid[1] + columns).reshape(-1)
+    columns = _touched((left - x) / (far_x - x), (right - x) / (far_x - x), grid.shape[1])
+    rows = _touched((top - y) / (far_y - y), (bottom - y) / (far_y - y), grid.shape[0])
+    tokens: np.ndarray = grid[np.ix_(rows, columns)].reshape(-1)
     return tokens
 
 
