@@ -1,6 +1,6 @@
-"""Checks that a step on this device, compiled or not, is the step of a CPU in full precision.
+"""Checks that a step on this device is the step of a CPU in full precision.
 
-    python -m recipes.vlm_nano.check_device --data runs/vlm_nano/data --device cuda --compile
+    python -m recipes.vlm_nano.check_device --data runs/vlm_nano/data --device cuda
 
 For each kind of step the loss, and the cosine between the gradients of the language model, and of the vision tower.
 """
@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/vlm_nano/data"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
 
     stock = Stock(options.data)
@@ -53,8 +52,6 @@ def main() -> None:
     exact = Pupil(build_model(tokenizer))
     exact.noise = 0.0
     tried = deepcopy(exact).to(options.device)
-    if options.compile:
-        tried.compile_parts()
     worst = 1.0
     for kind in KINDS:
         seeing = kind in ("sight", "joint")

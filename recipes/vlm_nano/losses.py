@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.vlm_nano.batches import Batch, Crops, places
-from recipes.vlm_nano.network import Language, Sight, say, see, think
+from recipes.vlm_nano.network import Language, Sight, say
 from recipes.vlm_nano.things import DEPTH, FEATURES, KINDS, PRESENT, SIDE
 
 NOISE = 0.1
@@ -45,11 +45,6 @@ class Pupil(nn.Module):
         self.sight = Sight(model.model.visual)
         self.language = Language(model.model.language_model)
         self.grid = nn.Buffer(torch.from_numpy(places(SIDE, SIDE))[None], persistent=False)
-
-    def compile_parts(self) -> None:
-        """One compilation serves all layers."""
-        self.sight.see = torch.compile(see)
-        self.language.think = torch.compile(think)
 
     def look(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """States by patch, visual tokens of the images, and those of the crops."""

@@ -80,7 +80,7 @@ class Sight(nn.Module):
 
     def __init__(self, visual: Any) -> None:
         super().__init__()
-        self.visual, self.see = visual, see
+        self.visual = visual
         self.mean, self.std = (
             nn.Buffer(torch.tensor(values).repeat_interleave(PATCH * PATCH), persistent=False) for values in (MEAN, STD)
         )
@@ -102,7 +102,7 @@ class Sight(nn.Module):
         cos, sin = angles.cos(), angles.sin()
         padding = None if real is None else torch.where(real, 0.0, -1e4)[:, None, None]
         for block in visual.blocks:
-            states = self.see(block, states, cos, sin, padding)
+            states = see(block, states, cos, sin, padding)
         merger = visual.merger
         return states, merger.mlp(merger.ln_q(states).view(len(states), states.shape[1] // 4, -1))
 
@@ -112,7 +112,7 @@ class Language(nn.Module):
 
     def __init__(self, text: Any) -> None:
         super().__init__()
-        self.text, self.think = text, think
+        self.text = text
 
     def forward(
         self, embeds: Tensor, positions: Tensor, mask: Tensor, hidden: Tensor | None = None
@@ -136,7 +136,7 @@ class Language(nn.Module):
         states, middle = embeds, embeds
         for index, layer in enumerate(self.text.layers):
             middle = states[:, :prefix] if index == MIDDLE else middle
-            states = self.think(layer, states, cos, sin, causal, inside, covered)
+            states = think(layer, states, cos, sin, causal, inside, covered)
         return self.text.norm(states), middle
 
 

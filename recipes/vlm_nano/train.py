@@ -236,7 +236,7 @@ class Run:
         held_out = Figures()
         size, batches.size = batches.size, 10
         for start in range(0, HELD_OUT if self.device == "cuda" else 40, 10):
-            with self._autocast(), torch.compiler.set_stance("force_eager"):
+            with self._autocast():
                 drawn = batches.draw_crops(start, held_out=True) if stage.name == "crops" else batches.held_out(start)
                 held_out.add(loss_of(self.pupil, stage, drawn.to(self.device)))
         batches.size = size
@@ -353,7 +353,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="scenes a step and process")
     parser.add_argument("--loaders", type=int, default=0, help="processes that prepare batches; a GPU wants a dozen")
     parser.add_argument("--report-seconds", type=float, default=240)
-    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -368,8 +367,6 @@ def main() -> None:
     tokenizer = load_tokenizer(options.out / "tokenizer", options.data, options.weights)
     torch.manual_seed(SEED)
     pupil = Pupil(load_model(options.weights) if options.weights else build_model(tokenizer)).to(options.device)
-    if options.compile:
-        pupil.compile_parts()
     stages = tuple(replace(s, minutes=minutes) for s, minutes in zip(STAGES, options.core_minutes, strict=True))
     Run(
         pupil, build_processor(tokenizer), Stock(options.data), options.out, stages, options.device, options.batch,
