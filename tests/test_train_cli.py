@@ -164,6 +164,12 @@ def test_data_of_which_nothing_can_be_used(data: Path, tmp_path: Path, workers: 
 # what to train
 
 
+@pytest.mark.parametrize("options", [["--objective", "sfT"], ["-O", "lambda=1"], ["--template", "haiku"]])
+def test_a_slip_of_the_pen_leaves_no_folder(data: Path, tmp_path: Path, options: list[str]) -> None:
+    refused(data, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -36,6 +36,15 @@ class Prepared:
     lengths: list[int]
 
 
+def check_names(config: TrainConfig) -> None:
+    """
+    Raises:
+        PearlError: there is no such objective, option of it, or template; before a folder is made.
+    """
+    make_objective(config.objective, dict(config.objective_options))
+    load_template(config.template)
+
+
 def prepare(config: TrainConfig) -> Prepared:
     """
     Raises:

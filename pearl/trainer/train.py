@@ -17,7 +17,7 @@ from pearl.trainer.callbacks import tell
 from pearl.trainer.config import TrainConfig
 from pearl.trainer.data import GroupedOrder
 from pearl.trainer.models import trainable_text
-from pearl.trainer.preparation import Prepared, prepare
+from pearl.trainer.preparation import Prepared, check_names, prepare
 from pearl.trainer.publish import open_repository, save_model, upload
 from pearl.trainer.run_directory import claim, last_checkpoint, record
 from pearl.trainer.sharding import check_forwards, check_sharding, fit_deepspeed, whole
@@ -58,6 +58,7 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
         PearlError: data, model or settings cannot be used; the loss is no number; memory does not suffice.
     """
     check_sharding()
+    check_names(config)
     out = Path(config.out)
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
