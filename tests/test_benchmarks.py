@@ -128,7 +128,7 @@ def test_mmvp(tmp_path: Path, header: str, images: str) -> None:
     questions = asked("mmvp", mmvp(tmp_path, header=header, images=images))
     assert [question.id for question in questions] == ["1", "2", "3"]
     assert [question.answer for question in questions] == [0, 1, 0]
-    assert Mmvp().pairs(questions) == {"1": "1", "2": "1", "3": "2"}
+    assert Mmvp().pairs(questions) == {"1": "1", "2": "1"}  # the third's other half is not asked
     assert questions[2].options == ("Yes, it is", "No")
     assert questions[1].images[0].data == picture(2)
     assert questions[0].prompt == f"Are the wings open, or closed?\nOptions:\nA. Open\nB. Closed{SUFFIX}"

@@ -123,5 +123,6 @@ def test_a_run_with_an_encoder_is_resumed_saved_and_read_again(tmp_path: Path) -
     first, second = (load_file(tmp_path / name / "model" / OBJECTIVE_WEIGHTS) for name in ("whole", "out"))
     assert {name.partition(".")[0] for name in first} == {"predictors", "projection", "dynamics"}
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
-    model = Subject.load(str(tmp_path / "out" / "model"), device="cpu")
-    assert 0 < latent_evidence(model, rows()).distance < 2
+    for dtype in ("fp32", "bf16"):
+        model = Subject.load(str(tmp_path / "out" / "model"), device="cpu", dtype=dtype)
+        assert 0 < latent_evidence(model, rows()).distance < 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from pearl.errors import PearlError
 from pearl.evaluation.results import read_results
 from pearl.evaluation.run import EvalConfig, evaluate
 from pearl.evaluation.statistics import Key
+from pearl.evaluation.subject import Subject
 from pearl.parquet import read_trajectories
 from tests.runs import data_file, model, rows, run
 from tests.test_benchmarks import VSTAR, vstar
@@ -104,6 +108,47 @@ def test_modes_and_benchmarks_are_added_to_results_and_the_page_keeps_its_pictur
     assert "questions of benchmark 'trajectories' was" in " ".join(ended.output.split())
 
 
+def test_the_page_comes_without_a_benchmark_that_is_gone(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("run", model(), "--max-new-tokens", "6", "--out", out)
+    assert pearl_eval(*asked, "--bench", f"trajectories={data}").exit_code == 0
+    data.unlink()
+    ended = pearl_eval(*asked, "--bench", f"vstar={vstar(tmp_path / 'vstar')}", "--resume")
+    assert ended.exit_code == 0, ended.output
+    assert "| trajectories |" in ended.output
+    assert VSTAR[0]["text"].splitlines()[0] in (out / "report.html").read_text()
+
+
+def test_one_model_is_gone_before_the_next_is_loaded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(
+        data_file(tmp_path, [one for one in rows() if len(one.steps) == 1]),
+        tmp_path / "lvr",
+        objective="lvr",
+        max_steps=1,
+    )
+    lvr, loaded, load = str(tmp_path / "lvr" / "model"), list[Any](), Subject.load
+
+    def alone(*arguments: Any) -> Subject:
+        gc.collect()
+        assert not [one for one in loaded if one() is not None]
+        subject = load(*arguments)
+        loaded.append(weakref.ref(subject.model))
+        return subject
+
+    monkeypatch.setattr(Subject, "load", alone)
+    modes = ("--mode", "direct,latent", "--max-new-tokens", "6")
+    ended = pearl_eval("run", lvr, model(), "--bench", f"trajectories={data}", *modes, "--out", tmp_path / "out")
+    assert ended.exit_code == 0, ended.output
+    run(data, tmp_path / "pearl", max_steps=1)
+    pearl = tmp_path / "pearl" / "model"
+    ended = pearl_eval("latents", pearl, model(), "--data", data, "--out", tmp_path / "evidence")
+    assert ended.exit_code == 1
+    assert len(loaded) == 4
+    assert json.loads((tmp_path / "evidence" / "latents.json").read_text())[0]["model"] == str(pearl)
+
+
 def test_what_a_model_cannot_do_is_left_out_with_a_note(tmp_path: Path) -> None:
     boxed = [one for one in rows() if len(one.steps) == 1]
     data, base, out = data_file(tmp_path, boxed), str(model()), tmp_path / "out"
@@ -131,9 +176,12 @@ def test_an_evaluation_that_fails_leaves_a_table_of_what_was_answered(data: Path
 
 def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
     bench, out = f"trajectories={data}", tmp_path / "out"
+    shutil.copy(data, tmp_path / "copy.parquet")
     wrong: list[tuple[list[str | Path], str]] = [
         (["run", "nowhere/at/all", "--bench", bench], "nowhere/at/all"),
         (["run", model(), "--bench", "tea"], "there is no benchmark 'tea'"),
+        (["run", model(), "--bench", f"{bench},{bench}"], "the benchmark trajectories stands there twice"),
+        (["run", model(), "--bench", f"trajectories={tmp_path}/*.parquet"], "share their id with another: 'row-00'"),
         (["run", model(), "--bench", bench, "--mode", "dream"], "there is no mode dream"),
         (["run", model(), "--bench", bench, "--scoring", "lvr"], "'lvr' cannot score"),
         (["run", model(), "--bench", bench, "--mode", "latent"], "no training_config.json"),

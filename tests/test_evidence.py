@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from pearl.errors import PearlError
+from pearl.evaluation.embeddings import answers_read, read_answers, retrieval_among
 from pearl.evaluation.evidence import markdown, write_evidence
 from pearl.evaluation.gain import (
     Gain,
@@ -26,7 +28,7 @@ from pearl.evaluation.gain import (
     measure_gains_resumably,
     write_gains,
 )
-from pearl.evaluation.latents import _changes, latent_evidence, retrieval_among
+from pearl.evaluation.latents import _changes, latent_evidence
 from pearl.evaluation.modes.latent import Decoded
 from pearl.evaluation.subject import Subject
 from pearl.records import EncodedImage, Trajectory
@@ -72,7 +74,20 @@ def test_latents_are_asked_everything(objective: str) -> None:
     for one in found.replaced.values():
         assert one.changed.value >= abs(one.accuracy.value - found.accuracy.value)
     assert list(found.retrieval) == [2]
+    assert found.answers is not None
+    assert found.answers.judged == 6
     assert 0 <= found.distance <= 2
+
+
+def test_latents_of_a_second_stage_are_held_against_the_tools_images() -> None:
+    """A stage that is given no image of a tool has the same targets as the first: these images' visual tokens."""
+    learned = trained("mirage", vlm_weight=1.0)
+    assert learned.settings is not None
+    options = {**learned.settings["objective_options"], "stage": 2}
+    second = copy(learned)
+    second.settings = {**learned.settings, "objective_options": options}
+    first, again = (latent_evidence(one, rows(), batch_size=4, max_new_tokens=40) for one in (learned, second))
+    assert again == first
 
 
 def test_a_predicted_embedding_learned_by_heart_finds_its_own_target() -> None:
@@ -130,16 +145,73 @@ def test_evidence_becomes_files(tmp_path: Path) -> None:
     assert [one["objective"] for one in json.loads((tmp_path / "out" / "latents.json").read_text())] == ["lvr", "pearl"]
     assert (tmp_path / "out" / "latents.png").stat().st_size > 10_000
     assert "| removed |" in markdown(found)
+    assert markdown(found).count("| the answer, read from 6 of them |") == 2
 
 
 def test_retrieval_of_what_is_known() -> None:
     generator = torch.Generator().manual_seed(0)
-    targets = torch.randn(200, 16, generator=generator)
-    assert retrieval_among(targets, targets, 128).tolist() == [1] * 200
-    assert retrieval_among(targets + 5, targets, 128).min() == 1  # what all share says nothing
+    asked, targets = answered(200), torch.randn(200, 16, generator=generator)
+    assert retrieval_among(targets, targets, asked, 128).tolist() == [1] * 200
+    assert retrieval_among(targets + 5, targets, asked, 128).min() == 1  # what all share says nothing
     noise = torch.randn(200, 16, generator=generator)
-    assert retrieval_among(noise, targets, 2).mean() == pytest.approx(0.5, abs=0.05)
-    assert retrieval_among(noise, targets, 16).mean() == pytest.approx(1 / 16, abs=0.03)
+    assert retrieval_among(noise, targets, asked, 2).mean() == pytest.approx(0.5, abs=0.05)
+    assert retrieval_among(noise, targets, asked, 16).mean() == pytest.approx(1 / 16, abs=0.03)
+
+
+def test_chance_is_what_it_says() -> None:
+    """Of embeddings that know nothing, among all targets one finds its own: 128 drawn from 129 are nearly all."""
+    generator = torch.Generator().manual_seed(0)
+    found = [
+        retrieval_among(torch.randn(129, 8, generator=generator), torch.randn(129, 8, generator=generator), answered(129), 128)
+        for _ in range(100)
+    ]  # fmt: skip
+    assert np.mean(found) == pytest.approx(1 / 128, rel=0.25)
+
+
+def test_other_embeddings_of_a_trajectory_are_no_candidates() -> None:
+    """Two alike of each trajectory: each finds a target of its trajectory, but which of the two cannot be known."""
+    asked = [one for one in answered(50) for _ in range(2)]
+    embeddings = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
+    assert retrieval_among(embeddings, embeddings, asked, 2).tolist() == [1] * 50
+
+
+def answered(count: int, choices: str = "abc", skill: str = "colour") -> list[Trajectory]:
+    """Trajectories whose answers take turns."""
+    return [
+        replace(rows()[0], id=f"{skill} {n}", choices=tuple(choices), answer=choices[n % len(choices)], skill=skill)
+        for n in range(count)
+    ]
+
+
+def test_answers_read_from_what_holds_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    asked = answered(300)
+    noise = torch.randn(300, 16, generator=generator)
+    holding = noise + 20 * torch.eye(16)[torch.arange(300) % 3]
+    assert answers_read(holding + 100, asked).all()  # what all share says nothing
+    found = read_answers(holding, noise, holding, asked)
+    assert found is not None
+    assert found.judged == 300
+    assert found.chance == pytest.approx(1 / 3)
+    assert (found.embedding.value, found.target.value) == (1, 1)
+    assert found.control.value == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_an_answer_is_not_read_from_its_own_trajectory() -> None:
+    """Two embeddings of each trajectory, alike, of answers that say nothing of them."""
+    generator = torch.Generator().manual_seed(0)
+    asked = [one for one in answered(300) for _ in range(2)]
+    embeddings = torch.randn(300, 16, generator=generator).repeat_interleave(2, 0)
+    assert answers_read(embeddings, asked).mean() == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_answers_that_no_other_trajectory_has_are_not_read() -> None:
+    asked = [*answered(6), replace(answered(1, "da")[0], id="alone")]
+    noise = torch.randn(7, 4)
+    assert len(answers_read(noise, asked)) == 6
+    assert read_answers(noise[:3], noise[:3], noise[:3], answered(3)) is None
+    other_skill = [*answered(3), *answered(3, skill="shape")]
+    assert read_answers(noise[:6], noise[:6], noise[:6], other_skill) is None
 
 
 def test_a_gain_is_what_whole_forwards_say() -> None:
@@ -224,6 +296,10 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
         assert list(measure_gains_resumably(meter, given, journal, {"model": "a"}, resume=True)) == whole
     assert measured == [one.id for one in only_the_rest]
     assert len(journal.read_text().splitlines()) == 1 + len(given)
+    assert list(measure_gains_resumably(meter, given[:4], journal, {"model": "a"}, resume=True)) == whole[:4]
+    others = [given[0], *given[2:]]
+    with pytest.raises(GainError, match=f"number 1 was {given[1].id} and is {given[2].id} now"):
+        list(measure_gains_resumably(meter, others, journal, {"model": "a"}, resume=True))
 
 
 @contextmanager

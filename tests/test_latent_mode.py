@@ -178,3 +178,4 @@ def test_a_run_is_closed_by_the_model_where_that_is_asked() -> None:
     assert all(len(answer.latents) >= 12 for answer in long.decode(examples(long), 24))
     own = LatentDecoder(subject, quota=12, closing=True)
     assert all(0 < len(answer.latents) < 12 for answer in own.decode(examples(own), 24))
+    assert not LatentDecoder(trained("qwen2_5_vl", "mirage"), closing=True).closing

@@ -15,11 +15,11 @@ from recipes.results.table import differences, markdown, paired, put, rows, sear
 BEST = RATES[1]
 
 
-def measured(right: str, seconds: float = 0.5) -> dict[str, object]:
+def measured(right: str, seed: int = 0, seconds: float = 0.5) -> dict[str, object]:
     share = right.count("1") / len(right)
     one = {"accuracy": share, "categories": {"shape": share}, "calls": 0.0, "prompt tokens": 60.0, "new tokens": 2.0}
     one["seconds"] = seconds
-    return {"benchmarks": {name: {**one, "right": right} for name in ("val", "test", "scenes")}}
+    return {"seed": seed, "benchmarks": {name: {**one, "right": right} for name in ("val", "test", "scenes")}}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:
     answers = {"base": ["1000"], "sft-answer": ["1100", "1110", "1111"], DIRECT: ["1111", "1111"], CONTROL: ["1111"]}
     for job in table(work.chosen_rates()):
         if job.seed < len(answers.get(job.variant.name, ())):
-            content = measured(answers[job.variant.name][job.seed])
+            content = measured(answers[job.variant.name][job.seed], job.seed)
             (found / f"{job.name}.json").write_text(json.dumps(content))
     text = markdown(rows())
     assert "| base | 1 |  | 25.0 | 25.0 | 25.0 | 0.00 | 60.00 | 2.00 | 0.500 |" in text
@@ -70,12 +70,13 @@ def test_paired_differences_draw_seeds_and_questions() -> None:
     rng = np.random.default_rng(0)
     theirs = rng.integers(0, 2, (5, 400))
     ours = np.where(rng.random((5, 400)) < 0.1, 1, theirs)
-    one = paired(differences(ours, theirs))
+    ours_by_seed, theirs_by_seed = dict(enumerate(ours)), dict(enumerate(theirs))
+    one = paired(differences(ours_by_seed, theirs_by_seed))
     assert one.value == (ours - theirs).mean()
     assert 0 < one.low < one.value < one.high < 0.1
-    assert paired(differences(ours, theirs[:1], fixed=True)).value == (ours - theirs[:1]).mean()
-    assert paired(differences(ours[:3], theirs)).value == (ours[:3] - theirs[:3]).mean()
-    assert len(differences(ours, theirs[:1])) == 1
+    assert (differences(ours_by_seed, {0: theirs[0]}, fixed=True) == ours - theirs[:1]).all()
+    without_one = {seed: ours[seed] for seed in (0, 2, 4)}
+    assert (differences(without_one, theirs_by_seed) == (ours - theirs)[[0, 2, 4]]).all()
 
 
 def test_few_seeds_give_wide_intervals() -> None:
@@ -88,6 +89,21 @@ def test_few_seeds_give_wide_intervals() -> None:
     assert one.high - one.low == pytest.approx(2 * half, rel=0.25)  # a bootstrap of three values is coarse
     both = paired(difference)
     assert both.high - both.low > 0.9 * (one.high - one.low)
+
+
+@pytest.mark.parametrize("by_question", [False, True])
+def test_intervals_hold_what_they_should(by_question: bool) -> None:
+    """Of 200 experiments without any difference: noise of each answer, or of questions too."""
+    rng = np.random.default_rng(0)
+    held, width = 0, list[float]()
+    for _ in range(200):
+        noise = rng.normal(size=(3, 100)) + by_question * rng.normal(size=100)
+        one = paired(noise)
+        held += one.low <= 0 <= one.high
+        width.append(one.high - one.low)
+    student = 2 * 4.303 * ((1 / 3 + by_question) / 100) ** 0.5
+    assert held >= 0.93 * 200
+    assert np.mean(width) < 1.1 * student
 
 
 def test_a_part_of_a_page_is_replaced_alone(tmp_path: Path) -> None:

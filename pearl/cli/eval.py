@@ -158,7 +158,7 @@ def latents(
 
     Of models that pearl-train made with lvr, mirage or pearl (there: of the predicted embedding).
     """
-    with _explained():
+    with _explained("stopped; what models gave before stands in --out"):
         from pearl.evaluation.evidence import markdown, write_evidence
         from pearl.evaluation.latents import latent_evidence
         from pearl.evaluation.subject import Subject
@@ -170,7 +170,8 @@ def latents(
             subject = Subject.load(name, device, dtype.value, allow_pickle, trust_remote_code)
             found.append(latent_evidence(subject, trajectories, batch_size, max_new_tokens, progress=True))
             console.print(markdown(found[-1:]))
-        write_evidence(found, out)
+            write_evidence(found, out)
+            del subject  # before the next one is loaded
         console.print(f"the curves:  {out}/latents.png")
 
 
@@ -229,14 +230,14 @@ def _listed(text: str) -> Any:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(when_stopped: str = "stopped; --resume goes on") -> Iterator[None]:
     try:
         yield
     except (PearlError, OSError, json.JSONDecodeError) as error:
         errors.print(f"error: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as stop:
-        errors.print("stopped; --resume goes on")
+        errors.print(when_stopped)
         raise typer.Exit(130) from stop
 
 

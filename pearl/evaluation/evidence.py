@@ -35,7 +35,7 @@ def _section(one: Evidence) -> list[str]:
     lines = [f"## {one.model} ({one.objective}, {one.questions} trajectories, {one.judged} embeddings)", ""]
     lines += [f"Left out: {count}: {reason}." for reason, count in one.left_out.items()]
     lines += [""] * bool(one.left_out)
-    lines += ["| its own output among | embedding | control | chance |", "|---|---|---|---|"]
+    lines += ["| its own target among | embedding | control | chance |", "|---|---|---|---|"]
     lines += [
         f"| {count} | {_shown(found.embedding)} | {_shown(found.control)} | {found.chance:.3f} |"
         for count, found in one.retrieval.items()
@@ -43,6 +43,11 @@ def _section(one: Evidence) -> list[str]:
     apart = f"Distance from the target {one.distance:.3f} (control {one.distance_control:.3f})"
     rank = f"effective rank {one.ranks[0]:.1f} (targets {one.ranks[1]:.1f})"
     lines += ["", f"{apart}; {rank}; spread {one.spreads[0]:.3f} (targets {one.spreads[1]:.3f}).", ""]
+    if (read := one.answers) is not None:
+        lines += [f"| the answer, read from {read.judged} of them | embedding | control | target | chance |"]
+        lines += ["|---|---|---|---|---|"]
+        shown = " | ".join(_shown(side) for side in (read.embedding, read.control, read.target))
+        lines += [f"| | {shown} | {read.chance:.3f} |", ""]
     if one.accuracy is None:
         return lines
     lines += ["| latents | accuracy | answers changed |", "|---|---|---|", f"| its own | {_shown(one.accuracy)} | |"]
@@ -82,7 +87,7 @@ def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
         axes.plot(counts, [f.control.value for f in one.retrieval.values()], "x:", color=colour)
     counts = sorted({count for one in found for count in one.retrieval})
     axes.plot(counts, [1 / count for count in counts], "--", color="grey", label="chance")
-    axes.set(xscale="log", xlabel="candidates", ylabel="finds its own tool output", ylim=(0, 1))
+    axes.set(xscale="log", xlabel="candidates", ylabel="finds its own target", ylim=(0, 1))
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.set_title("dotted: control, what the model had before", fontsize=9)

@@ -152,31 +152,41 @@ def measure_gains_resumably(
     measured again. `asked` says what is measured with what, as JSON values.
 
     Raises:
-        GainError: the journal is there and `resume` is not set, or it is of another measurement.
+        GainError: the journal is there and `resume` is not set, or it is of another measurement or of other
+            trajectories.
     """
     if journal.exists() and not resume:
         raise GainError(f"{journal} holds a measurement that was stopped: resume it, or remove the file")
-    lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []  # one that was cut off does not count
+    *lines, cut_off = journal.read_bytes().split(b"\n") if journal.exists() else [b""]
     first = json.dumps(asked, sort_keys=True)
     if lines and lines[0].decode() != first:
         raise GainError(f"{journal} is of another measurement: {lines[0].decode()}; now {first}")
-    there = [_of_json(json.loads(line)) for line in lines[1:]]
     journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("wb") as file:
-        file.writelines(line + b"\n" for line in (lines or [first.encode()]))
+    with journal.open("ab") as file:
+        file.truncate(file.tell() - len(cut_off))
+        if not lines:
+            file.write(first.encode() + b"\n")
         rows = iter(trajectories)
-        for found in there:
-            yield next(rows), found
+        for number, line in enumerate(lines[1:]):
+            written, trajectory = json.loads(line), next(rows, None)
+            if trajectory is None:
+                return
+            if trajectory.id != written["id"]:
+                raise GainError(
+                    f"{journal} is of other trajectories: number {number} was {written['id']} and is {trajectory.id} "
+                    "now; remove the file to begin anew"
+                )
+            yield trajectory, _of_json(written)
         for trajectory, found in measure_gains(meter, rows):
-            value = found if isinstance(found, str) else asdict(found)
+            value = {"id": trajectory.id, "reason": found} if isinstance(found, str) else asdict(found)
             file.write(json.dumps(value).encode() + b"\n")
             file.flush()
             yield trajectory, found
 
 
-def _of_json(value: Any) -> Gain | str:
-    if isinstance(value, str):
-        return value
+def _of_json(value: Mapping[str, Any]) -> Gain | str:
+    if "reason" in value:
+        return str(value["reason"])
     tools, log_odds, without_image = (tuple(value[name]) for name in ("tools", "log_odds", "without_image"))
     return Gain(value["id"], value["skill"], tools, log_odds, without_image)
 

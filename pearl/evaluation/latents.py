@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pearl.errors import PearlError
 from pearl.evaluation.benchmarks.trajectories import question_of
+from pearl.evaluation.embeddings import Found, Read, found_among, read_answers
 from pearl.evaluation.insides import Insides, objective_of
 from pearl.evaluation.modes.latent import Change, Decoded, LatentDecoder
 from pearl.evaluation.records import Question
@@ -29,18 +30,20 @@ from pearl.evaluation.subject import Subject
 from pearl.images import ImageError
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template, load_template
-from pearl.trainer.families import FamilyError
 from pearl.trainer.objectives.base import Losses, Objective
+from pearl.trainer.objectives.mirage import Mirage, MirageLosses
 from pearl.trainer.objectives.pearl import Pearl, PearlLosses
 from pearl.trainer.packing import Example
 from pearl.trainer.views import ViewError
-from pearl.trainer.watch import effective_rank, likeness, spread
+from pearl.trainer.watch import effective_rank, spread
 
 QUOTAS = (0, 1, 2, 4, 8, 16)
-CANDIDATES = (2, 16, 128)
-DRAWS = 50
 RUNS = 1 + 4 + len(QUOTAS)
 """How often each question is answered: plainly, with latents replaced, and with other numbers of them."""
+
+
+class NoLatents(PearlError, ValueError):
+    """A model that makes too few latents for anything to be told from them."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,6 @@ class Replaced:
 
     accuracy: Estimate
     changed: Estimate
-
-
-@dataclass(frozen=True)
-class Found:
-    """How often the target most like an embedding (`likeness`) is its own, among candidates; of the control likewise."""
-
-    embedding: Estimate
-    control: Estimate
-    chance: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,7 @@ class Evidence:
         replaced: By what latents were replaced with.
         by_quota: Accuracy by the number of latents in a run.
         retrieval: By the number of candidates.
+        answers: What can be read from them; None where no two trajectories have the same answer.
         distance: Mean 1 − cosine between embedding and target; `distance_control`: between control and target.
         ranks: Effective rank of embeddings and targets; `spreads`: their mean cosine distance from each other.
     """
@@ -85,6 +80,7 @@ class Evidence:
     ranks: tuple[float, float]
     spreads: tuple[float, float]
     retrieval: dict[int, Found]
+    answers: Read | None = None
     accuracy: Estimate | None = None
     replaced: dict[str, Replaced] = field(default_factory=dict)
     by_quota: dict[int, Estimate] = field(default_factory=dict)
@@ -100,10 +96,13 @@ def latent_evidence(
     """A trajectory that the objective cannot use, or without options to score by, is left out and counted.
 
     Raises:
-        PearlError: the model was not trained by `pearl-train`, or with an objective that has no latents; or fewer than
-            two trajectories gave a latent.
+        NoLatents: fewer than two trajectories gave a latent.
+        PearlError: the model was not trained by `pearl-train`, or with an objective that has no latents.
     """
     objective, losses = objective_of(subject)
+    if isinstance(objective, Mirage):  # its second stage is given no tool's image, which is what is asked about here
+        objective = replace(objective, stage=1)
+        losses = MirageLosses(objective)
     template = load_template((subject.settings or {})["template"])
     predicts = isinstance(objective, Pearl)
     decoder = None if predicts else LatentDecoder(subject)
@@ -111,15 +110,15 @@ def latent_evidence(
     usable, left_out = _usable(insides, objective, template, trajectories, with_options=not predicts)
     if isinstance(objective, Pearl):
         bar = tqdm([example for _, example in usable], subject.name, unit="trajectory", disable=not progress)
-        embeddings, targets, control = _predicted(insides, objective, losses, bar)
-        return _evidence(subject, objective, len(usable), left_out, embeddings, targets, control)
+        judged = _predicted(insides, objective, losses, bar)
+        return _evidence(subject, objective, usable, left_out, judged)
     assert decoder is not None
     questions = [question_of(one, template, "trajectories") for one, _ in usable]
     with tqdm(total=RUNS * len(usable), desc=subject.name, unit="answer", disable=not progress) as bar:
         trial = _Trial(decoder, questions, batch_size, max_new_tokens, bar)
         plain = trial.run()
-        embeddings, targets, control = _made(decoder, losses, [example for _, example in usable], plain)
-        found = _evidence(subject, objective, len(usable), left_out, embeddings, targets, control)
+        judged = _made(decoder, losses, [example for _, example in usable], plain)
+        found = _evidence(subject, objective, usable, left_out, judged)
         replaced = {name: trial.compared(plain, trial.run(change)) for name, change in _changes(plain)}
         runs = {quota: trial.run(quota=quota) for quota in QUOTAS}
     replaced["removed"] = trial.compared(plain, runs[0])
@@ -140,7 +139,7 @@ def _usable(
         try:
             images = [insides.encoder.image(image) for image in conversation.images]
             usable.append((one, objective.example(conversation, images, insides.encoder)))
-        except (ImageError, ViewError, FamilyError) as error:
+        except (ImageError, ViewError) as error:
             left_out[str(error)] += 1
     return usable, dict(left_out)
 
@@ -211,92 +210,83 @@ def _changes(plain: Sequence[Decoded]) -> Iterator[tuple[str, _Change]]:
     yield "another's", _Change([own if len(own) else mean[None] for own in others])
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Embeddings, targets and controls, (N, H) each, and of which of the trajectories each is, (N,).
+
+    Raises:
+        NoLatents: fewer than two trajectories gave one.
+    """
+
+    rows: Sequence[tuple[Tensor, Tensor, Tensor]]
+    owners: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if len(set(self.owners)) < 2:
+            raise NoLatents("fewer than two trajectories gave a latent: nothing can be told from them")
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        embeddings, targets, control = (torch.stack(column).float().cpu() for column in zip(*self.rows, strict=True))
+        return embeddings, targets, control
+
+
 @torch.no_grad()
-def _made(
-    decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _made(decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]) -> _Judged:
     """The mean latent of each answer, that of the latents that the objective would have fed (from the tool's output),
-    and, as control, the mean of the whole image's visual tokens; (N, H) each."""
+    and, as control, the mean of the whole image's visual tokens."""
     learner = decoder.insides.learner(losses)
-    rows = []
-    for example, one in zip(examples, plain, strict=True):
+    rows, owners = list[tuple[Tensor, Tensor, Tensor]](), list[int]()
+    for owner, (example, one) in enumerate(zip(examples, plain, strict=True)):
         if not len(one.latents):
             continue
         batch = decoder.insides.batch([example])
         oracle = learner.states(batch).latents
         image = decoder.insides.family.visual(learner.base.model, batch.images).tokens
         whole = image[: example.images[0].num_tokens]
-        rows.append([one.latents.float().mean(0), oracle.float().mean(0), whole.float().mean(0)])
-    return _stacked(rows)
+        rows.append((one.latents.float().mean(0), oracle.float().mean(0), whole.float().mean(0)))
+        owners.append(owner)
+    return _Judged(rows, owners)
 
 
 @torch.no_grad()
-def _predicted(
-    insides: Insides, objective: Pearl, losses: Losses, examples: Iterable[Example]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted and target embeddings, and as control the state before the first predictor token; (N, H) each."""
+def _predicted(insides: Insides, objective: Pearl, losses: Losses, examples: Iterable[Example]) -> _Judged:
+    """Predicted and target embeddings, and as control the state before the first predictor token."""
     if not objective.jepa or not isinstance(losses, PearlLosses):
         raise PearlError(f"{insides.subject.name} was trained without L_JEPA, so it predicts no embedding")
     learner = insides.learner(losses)
-    rows = []
-    for example in examples:
+    rows, owners = list[tuple[Tensor, Tensor, Tensor]](), list[int]()
+    for owner, example in enumerate(examples):
         batch = insides.batch([example])
         states = learner.states(batch)
         first = int(np.flatnonzero(example.views["source"].predictors >= 0)[0])
         before = states.of("source", torch.tensor([first - 1], device=states.main.device))
         if objective.target_encoder is not None:
-            before = losses.projection(before)
+            before = losses.projection(before.to(losses.projection.weight.dtype))
         for predicted, target in zip(*losses.embeddings(states), strict=True):
-            rows.append([predicted.float(), target.float(), before[0].float()])
-    return _stacked(rows)
-
-
-def _stacked(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    if len(rows) < 2:
-        raise PearlError("fewer than two trajectories gave a latent: nothing can be told from them")
-    embeddings, targets, control = (torch.stack(column).cpu() for column in zip(*rows, strict=True))
-    return embeddings, targets, control
+            rows.append((predicted, target, before[0]))
+            owners.append(owner)
+    return _Judged(rows, owners)
 
 
 def _evidence(
     subject: Subject,
     objective: Objective,
-    questions: int,
+    usable: Sequence[tuple[Trajectory, Example]],
     left_out: dict[str, int],
-    embeddings: Tensor,
-    targets: Tensor,
-    control: Tensor,
+    judged: _Judged,
 ) -> Evidence:
+    embeddings, targets, control = judged.columns()
+    asked = [usable[owner][0] for owner in judged.owners]
     return Evidence(
         model=subject.name,
         objective=objective.name,
-        questions=questions,
+        questions=len(usable),
         left_out=left_out,
         judged=len(embeddings),
         distance=float((1 - F.cosine_similarity(embeddings, targets)).mean()),
         distance_control=float((1 - F.cosine_similarity(control, targets)).mean()),
         ranks=(effective_rank(embeddings), effective_rank(targets)),
         spreads=(spread(embeddings), spread(targets)),
-        retrieval={
-            count: Found(
-                bootstrap_interval(retrieval_among(embeddings, targets, count)),
-                bootstrap_interval(retrieval_among(control, targets, count)),
-                1 / count,
-            )
-            for count in CANDIDATES
-            if count <= len(targets)
-        },
+        retrieval=found_among(embeddings, control, targets, asked),
+        answers=read_answers(embeddings, control, targets, asked),
     )  # fmt: skip
-
-
-def retrieval_among(embeddings: Tensor, targets: Tensor, count: int, seed: int = 0) -> np.ndarray:
-    """For each of N embeddings, how often the target most like it (`likeness`) is its own, among `count`: its own and
-    others drawn at random; (N,)."""
-    near = likeness(embeddings, targets).numpy()
-    rng = np.random.default_rng(seed)
-    own, total = near.diagonal()[:, None], len(near)
-    others = rng.integers(0, total - 1, (DRAWS, total, count - 1))
-    others += others >= np.arange(total)[:, None]
-    best = np.take_along_axis(near[None], others, axis=2).max(2)
-    shares: np.ndarray = (own[:, 0] > best).mean(0)
-    return shares

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -110,25 +112,29 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Summary:
             something else. What was answered before that has its summary and page.
     """
     asked = [Asked.of(open_benchmark(name, config.protocol, config.limit)) for name in config.benchmarks]
+    if twice := [name for name, count in Counter(one.benchmark.name for one in asked).items() if count > 1]:
+        raise PearlError(f"the benchmark {twice[0]} stands there twice: give each place an --out of its own")
     modes = [_mode(name, config) for name in config.modes]
-    results, unable = None, list[str]()
+    begun, unable = False, list[str]()
     try:
         for name in config.models:
             subject = Subject.load(name, config.device, config.dtype, config.allow_pickle, config.trust_remote_code)
             able = [mode for mode in modes if not _refused(mode, subject, unable)]
-            if not able:
-                continue
-            setup = _setup(config, asked, subject, able)
-            results = Results.open(Path(config.out), setup, resume=config.resume or results is not None)
-            for mode in able:
-                for one in asked:
+            if able:
+                setup = _setup(config, asked, subject, able)
+                results = Results.open(Path(config.out), setup, resume=config.resume or begun)
+                begun = True
+                for mode, one in product(able, asked):
                     key = Key(name, mode.name, one.benchmark.name)
                     _answer(results, subject, mode, key, one.questions, config, progress)
+            for mode in modes:
+                mode.leave()
+            del subject  # before the next one is loaded
     except PearlError:
-        if results is not None:
+        if begun:
             write_everything(Path(config.out), asked)
         raise
-    if results is None:
+    if not begun:
         raise PearlError("; ".join(unable))
     for reason in unable:
         tell(f"note: not asked: {reason}")
@@ -144,7 +150,14 @@ class Asked:
 
     @classmethod
     def of(cls, benchmark: Benchmark) -> Asked:
-        return cls(benchmark, benchmark.questions())
+        """
+        Raises:
+            BenchmarkError: questions are missing, or two have the same id.
+        """
+        questions = benchmark.questions()
+        if twice := [id for id, count in Counter(one.id for one in questions).items() if count > 1]:
+            raise BenchmarkError(f"{benchmark.name}: {len(twice)} questions share their id with another: {twice[0]!r}")
+        return cls(benchmark, questions)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -175,7 +188,7 @@ def _asked_before(stored: StoredResults, known: Collection[str]) -> Iterator[Ask
     """The other benchmarks of a folder; one that has changed or is gone is left out: the page lacks its pictures."""
     for name, identity in stored.setup.benchmarks.items():
         if name not in known:
-            with suppress(BenchmarkError):
+            with suppress(PearlError, OSError):
                 spec = f"{name}={identity[PLACE]}" if identity[PLACE] else name
                 one = Asked.of(open_benchmark(spec, stored.setup.protocol, identity["a category"]))
                 if one.identity == identity:

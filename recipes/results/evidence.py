@@ -21,7 +21,7 @@ import torch
 from pearl.records import Box
 from recipes.results.base import BASE
 from recipes.results.data import DATA
-from recipes.results.jobs import DIRECT, STEPS, Job, table, variant
+from recipes.results.jobs import DIRECT, SEARCH_UPDATES, STEPS, Job, table, variant
 from recipes.results.table import PAGE, put
 from recipes.results.work import chosen_rates, model_of, result
 
@@ -79,9 +79,8 @@ def boxes(results: Iterable[Path]) -> str:
 
 def latents(models: dict[str, str], out: Path, images: Path) -> str:
     """Tables and curves; of a model that makes no latents, that it makes none."""
-    from pearl.errors import PearlError
     from pearl.evaluation.evidence import markdown, write_evidence
-    from pearl.evaluation.latents import Evidence, latent_evidence
+    from pearl.evaluation.latents import Evidence, NoLatents, latent_evidence
     from pearl.evaluation.subject import Subject
     from pearl.parquet import read_trajectories
 
@@ -90,7 +89,7 @@ def latents(models: dict[str, str], out: Path, images: Path) -> str:
     for name, model in models.items():
         try:
             found.append(replace(latent_evidence(Subject.load(model), trajectories), model=name))
-        except PearlError as error:
+        except NoLatents as error:
             without.append(f"`{name}`: {error}.")
     write_evidence(found, out)
     shutil.copy(out / "latents.png", images / "latents.png")
@@ -99,15 +98,28 @@ def latents(models: dict[str, str], out: Path, images: Path) -> str:
 
 
 def write(work: Path, page: Path) -> None:
+    """
+    Raises:
+        SystemExit: models or answers of jobs that have a result are not in `work`.
+    """
     torch.set_num_threads(1)
     first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
-    put(page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], work))}))
+    searched = {
+        f"{name} at {TALKATIVE:g}, {SEARCH_UPDATES} updates": Job(variant(name), TALKATIVE, 0, "search")
+        for name in ("lvr", "mirage")
+    }
+    asked = {**{name: first[name] for name in ASKED}, **searched}
     answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
-    put(page, "boxes", boxes(work / "evaluated" / job.name / "test" for job in answered))
-    models = {name: str(model_of(first[name], work)) for name in ASKED}
-    for name in ("lvr", "mirage"):
-        searched = Job(variant(name), TALKATIVE, 0, "search")
-        models[f"{name} at {TALKATIVE:g}, {searched.updates} updates"] = str(model_of(searched, work))
+    answers = {job.name: work / "evaluated" / job.name / "test" for job in answered}
+    needed = {job.name: model_of(job, work) for job in (first["sft"], *asked.values())}
+    if missing := [name for name, place in {**needed, **answers}.items() if not place.exists()]:
+        raise SystemExit(
+            f"not in {work}, where they were made: {', '.join(missing)}. To make them again remove their files in "
+            "recipes/results/measured and run recipes.results.work"
+        )
+    put(page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], work))}))
+    put(page, "boxes", boxes(answers.values()))
+    models = {name: str(needed[job.name]) for name, job in asked.items()}
     put(page, "latents", latents(models, work / "evidence", page.parent / "images"))
 
 

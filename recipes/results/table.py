@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -94,9 +94,9 @@ def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
     )
 
 
-def _right(results: Sequence[dict[str, Any]], benchmark: str) -> np.ndarray:
-    """(seeds, questions) of 0 and 1."""
-    return np.array([list(map(int, one["benchmarks"][benchmark]["right"])) for one in results])
+def _right(results: Sequence[dict[str, Any]], benchmark: str) -> dict[int, np.ndarray]:
+    """By seed, (questions,) of 0 and 1."""
+    return {one["seed"]: np.array([*map(int, one["benchmarks"][benchmark]["right"])]) for one in results}
 
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
@@ -107,12 +107,10 @@ def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
     right = {(job.variant.name, name): _right(results, name) for job, results in found for name in BENCHMARKS}
     lines = [f"| | seeds | {' | '.join(BENCHMARKS.values())} |", f"|---|---|{'---|' * len(BENCHMARKS)}"]
     for ours, theirs in compared:
-        seeds, cells = 0, list[str]()
-        for name in BENCHMARKS:
-            difference = differences(right[ours, name], right[theirs, name], fixed=theirs == "base")
-            seeds = len(difference)
-            cells.append(_percent(paired(difference)))
-        lines.append(f"| {ours} − {theirs} | {seeds} | {' | '.join(cells)} |")
+        found_in = [differences(right[ours, n], right[theirs, n], fixed=theirs == "base") for n in BENCHMARKS]
+        if seeds := len(found_in[0]):
+            cells = [_percent(paired(difference)) for difference in found_in]
+            lines.append(f"| {ours} − {theirs} | {seeds} | {' | '.join(cells)} |")
     return lines
 
 
@@ -127,24 +125,22 @@ def searched() -> str:
     return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
 
 
-def differences(ours: np.ndarray, theirs: np.ndarray, fixed: bool = False) -> np.ndarray:
-    """(seeds, questions) of 0 and 1, of the seeds that both have; a `fixed` model without seeds meets all of ours."""
-    count = len(ours) if fixed else min(len(ours), len(theirs))
-    found: np.ndarray = ours[:count] - (theirs[:1] if fixed else theirs[:count])
-    return found
+def differences(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.ndarray], fixed: bool = False) -> np.ndarray:
+    """(seeds, questions) of -1, 0 and 1, of the seeds that both have; a `fixed` model without seeds meets all of ours."""
+    seeds = ours if fixed else sorted(ours.keys() & theirs.keys())
+    return np.array([ours[seed] - theirs[0 if fixed else seed] for seed in seeds])
 
 
 def paired(difference: np.ndarray) -> Estimate:
-    """The mean of differences (seeds, questions); its 95% interval comes from drawing seeds and questions anew. Seeds
-    are few: what they deviate is widened so that, were there no other noise, the interval would be Student's. With one
-    or two it is too narrow."""
+    """The mean of differences (seeds, questions); its 95% interval comes from drawing questions anew and, apart from
+    them, what the seeds' means deviate (drawing whole cells would count their noise three times). Seeds are few: what
+    they deviate is widened so that, were there no other noise, the interval would be Student's. With one or two it is
+    too narrow."""
     rng = np.random.default_rng(0)
     seeds, questions = difference.shape
-    mean = difference.mean(0)
-    widened = mean + _widening(seeds) * (difference - mean)
-    drawn = [
-        widened[rng.integers(0, seeds, seeds)][:, rng.integers(0, questions, questions)].mean() for _ in range(DRAWS)
-    ]
+    of_questions, of_seeds = difference.mean(0), _widening(seeds) * (difference.mean(1) - difference.mean())
+    drawn = of_questions[rng.integers(0, questions, (DRAWS, questions))].mean(1)
+    drawn += of_seeds[rng.integers(0, seeds, (DRAWS, seeds))].mean(1)
     low, high = np.percentile(drawn, (2.5, 97.5))
     return Estimate(float(difference.mean()), float(low), float(high))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,10 @@ class Mmvp(PublishedBenchmark):
         return self.asked(index, "all", images, prompt, options, answer)
 
     def pairs(self, questions: Iterable[Question]) -> dict[str, str]:
-        """1 and 2 are a pair, 3 and 4, …"""
-        return {question.id: str((int(question.id) + 1) // 2) for question in questions}
+        """1 and 2 are a pair, 3 and 4, …; one without the other is none."""
+        pairs = {question.id: str((int(question.id) + 1) // 2) for question in questions}
+        sizes = Counter(pairs.values())
+        return {question: pair for question, pair in pairs.items() if sizes[pair] == 2}
 
     def _options(self, listed: str, options: tuple[str, ...]) -> str:
         if self.protocol == "strict":

@@ -33,6 +33,9 @@ class DecodingMode(ABC):
             PearlError: this model cannot answer so.
         """
 
+    def leave(self) -> None:  # noqa: B027
+        """Keeps nothing of the model that was asked: the next one needs its memory."""
+
     @abstractmethod
     def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
         """One reply a question, in order; the questions are decoded together.

@@ -72,7 +72,8 @@ class LatentDecoder:
         objective, losses = objective_of(subject)
         if not isinstance(objective, Lvr | Mirage):
             raise PearlError(f"{subject.name} was trained with {objective.name}, which makes no latents")
-        self.subject, self.objective, self.closing = subject, objective, closing
+        self.subject, self.objective = subject, objective
+        self.closing = closing and isinstance(objective, Lvr)
         self.head: nn.Module = getattr(losses, "head", nn.Identity()).to(subject.model.device)
         self.quota = quota if quota is not None else getattr(objective, "num_latents", LVR_QUOTA)
         self.insides = Insides.of(subject, objective.latent_token)
@@ -197,6 +198,9 @@ class Latent(DecodingMode):
 
     def check(self, subject: Subject) -> None:
         self._of(subject)
+
+    def leave(self) -> None:
+        self._decoder = None
 
     def _of(self, subject: Subject) -> LatentDecoder:
         if self._decoder is None or self._decoder.subject is not subject:
