@@ -9,6 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def locked(lock: Path, busy: Exception) -> Iterator[None]:
+    """No two processes are inside with the same lock file, which stays; the second one raises `busy` at once."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise busy from None
+    try:
+        yield
+    finally:
+        held.release()
+
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:

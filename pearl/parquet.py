@@ -114,11 +114,14 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
     """A row as it was read.
 
     Raises:
-        DataError: it has no image, or a step's arguments are no JSON object.
+        DataError: it has no image, a text is null, or a step's arguments are no JSON object.
     """
     image = _image_of(row["image"])
     if image is None:
         raise DataError(f"row {row['id']!r} has no image")
+    _refuse_null(row, ("question", "answer", "conclusion"), f"row {row['id']!r}")
+    if None in (row["choices"] or ()):
+        raise DataError(f"row {row['id']!r}: one of the choices is null")
     return Trajectory(
         id=row["id"],
         image=image,
@@ -141,11 +144,17 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
 def _step_of(step: Mapping[str, Any] | None, where: str) -> Step:
     if step is None:
         raise DataError(f"{where} is null")
+    _refuse_null(step, ("thought", "tool", "text"), where)
     return Step(
         thought=step["thought"],
         call=ToolCall(step["tool"], _arguments_of(step["arguments"], where)),
         observation=Observation(step["text"], _image_of(step["image"])),
     )
+
+
+def _refuse_null(values: Mapping[str, Any], texts: Sequence[str], where: str) -> None:
+    if null := [name for name in texts if values[name] is None]:
+        raise DataError(f"{where}: {null[0]} is null")
 
 
 def _arguments_of(text: str | None, where: str) -> dict[str, Any]:

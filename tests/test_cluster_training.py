@@ -115,6 +115,21 @@ def test_an_error_in_one_worker_ends_the_run_with_its_message(folder: Path, tmp_
     assert said.count("trained parameters:") == 1  # the workers were not started anew
 
 
+def test_more_workers_than_the_machine_has_cores_are_refused(folder: Path) -> None:
+    ended = start(folder, "many", "--num-workers", "4000")
+    said = ended.communicate(timeout=100)[1].decode()
+    assert ended.returncode == 1
+    assert "error: --num-workers 4000 takes as many CPUs, and this machine has " in said
+
+
+def test_a_cluster_that_is_not_there_is_told(folder: Path) -> None:
+    ended = start(folder, "nowhere", "--num-workers", "1", "--address", "no:such:place")
+    said = ended.communicate(timeout=100)[1].decode()
+    assert ended.returncode == 1
+    assert "error: Ray cannot be started or reached (no:such:place)" in said
+    assert "Traceback" not in said
+
+
 def workers_of(process: int) -> list[int]:
     """Ray's training workers among a process's descendants."""
     found = []

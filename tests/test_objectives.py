@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def test_distances(kind: Any) -> None:
     expected = [plain.distance(p, t, kind).item() for p, t in zip(predicted, target, strict=True)]
     assert distance(predicted, target, kind).tolist() == pytest.approx(expected)
     assert distance(target, target, kind).tolist() == pytest.approx([0] * 5, abs=1e-6)
+
+
+def test_a_contrastive_distance_is_the_surprise_at_finding_ones_own() -> None:
+    predicted, target = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).unbind()
+    near = [[(1 - plain.distance(p, t, "cosine").item()) / 0.1 for t in target] for p in predicted]
+    expected = [math.log(sum(map(math.exp, row))) - row[number] for number, row in enumerate(near)]
+    assert distance(predicted, target, "infonce").tolist() == pytest.approx(expected)
+    shared = 100 * torch.ones(7)
+    assert distance(target + shared, target + shared, "cosine").max() < 1e-4
+    assert distance(target + shared, target + shared, "infonce").min() > 1  # alike, and so not told apart
+    assert distance(predicted[:1], target[:1], "infonce").tolist() == [0]
 
 
 def test_the_dynamics_head_has_three_layers_as_wide_as_the_model() -> None:

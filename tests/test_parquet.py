@@ -329,6 +329,31 @@ def test_arguments_that_are_no_object_are_said_and_the_rest_is_still_checked(
     assert inspect_data(str(file)).tools == {"crop": 3, "ocr": 3}
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (("question",), "row 'a1': question is null"),
+        (("answer",), "row 'a1': answer is null"),
+        (("conclusion",), "row 'a1': conclusion is null"),
+        (("choices", 0), "row 'a1': one of the choices is null"),
+        (("steps", 1, "thought"), "row 'a1' step 2: thought is null"),
+        (("steps", 1, "tool"), "row 'a1' step 2: tool is null"),
+        (("steps", 1, "text"), "row 'a1' step 2: text is null"),
+    ],
+)
+def test_texts_that_are_null_are_said(tmp_path: Path, place: tuple[str | int, ...], said: str) -> None:
+    rows: list[Any] = [to_row(replace(ONE, id=f"a{i}")) for i in range(2)]
+    *before, last = place
+    inside = rows[1]
+    for name in before:
+        inside = inside[name]
+    inside[last] = None
+    file = tmp_path / "bad.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema()), file)
+    with pytest.raises(DataError, match=said):
+        list(read_trajectories(file))
+
+
 def test_rows_without_steps_and_null_steps_are_reported_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "bad.parquet"
     rows = [to_row(replace(ONE, id=f"a{i}")) for i in range(2)]

@@ -202,6 +202,29 @@ def test_other_data_cannot_go_on_with_a_run(tmp_path: Path) -> None:
         train(replace(settings, resume=True), progress=False)
 
 
+def test_a_resumed_run_saves_as_often_as_it_is_told(data: Path, tmp_path: Path) -> None:
+    settings = config(data, tmp_path / "out", save_steps=2, keep_checkpoints=9, max_steps=6)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, False, [Stop(3)])
+    train(replace(settings, resume=True, save_steps=1), progress=False)
+    found = {path.parent.name for path in (tmp_path / "out" / "checkpoints").glob("*/complete")}
+    assert found == {f"checkpoint-{step}" for step in (2, 3, 4, 5, 6)}
+
+
+def test_two_runs_do_not_share_a_folder(data: Path, tmp_path: Path) -> None:
+    settings = config(data, tmp_path / "out")
+
+    class Second(TrainerCallback):
+        def on_step_begin(self, *arguments: Any, **rest: Any) -> None:
+            with pytest.raises(ConfigError, match="another run is at work in"):
+                train(replace(settings, learning_rate=1e-3), progress=False)
+            with pytest.raises(ConfigError, match="another run is at work in"):
+                train_on_ray(settings, num_workers=1)
+
+    train(settings, False, [Second()])
+    assert len(logged(tmp_path / "out")) == 4
+
+
 def test_only_the_last_checkpoints_are_kept(data: Path, tmp_path: Path) -> None:
     train(config(data, tmp_path / "out", save_steps=1, keep_checkpoints=3), progress=False)
     names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())

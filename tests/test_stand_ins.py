@@ -42,6 +42,7 @@ BOX = [0.2, 0.2, 0.8, 0.8]
         (Pearl, {"jepa_distance": "l2", "targets": "steps"}),
         (Pearl, {"jepa_distance": "smooth-l1", "nextlat_token": "published"}),
         (Pearl, {"jepa_distance": "mse", "target_encoder": ENCODER}),
+        (Pearl, {"jepa_distance": "infonce", "targets": "steps"}),
         *((Lvr, {"head": head}) for head in ("none", "simple", "glu")),
         (Mirage, {"stage": 1}),
         (Mirage, {"stage": 2}),

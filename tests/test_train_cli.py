@@ -19,18 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
+from torch._utils import ExceptionWrapper
 from typer.testing import CliRunner, Result
 
 from pearl.cli.gen import app as gen
 from pearl.cli.train import app
-from pearl.parquet import schema, write_trajectories
+from pearl.errors import PearlError
+from pearl.parquet import DataError, schema, write_trajectories
 from pearl.records import EncodedImage, Trajectory
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.learner import Learner
 from pearl.trainer.run_directory import checkpoints
-from pearl.trainer.train import train
+from pearl.trainer.train import _explained, train
 from tests.hub_server import TOKEN, HubServer
 from tests.runs import (
     ENVIRONMENT,
@@ -164,8 +166,10 @@ def test_data_of_which_nothing_can_be_used(data: Path, tmp_path: Path, workers: 
 # what to train
 
 
+@pytest.mark.parametrize("workers", [[], ["--num-workers", "1"]], ids=["here", "on Ray"])
 @pytest.mark.parametrize("options", [["--objective", "sfT"], ["-O", "lambda=1"], ["--template", "haiku"]])
-def test_a_slip_of_the_pen_leaves_no_folder(data: Path, tmp_path: Path, options: list[str]) -> None:
+def test_a_slip_of_the_pen_leaves_no_folder(data: Path, tmp_path: Path, options: list[str], workers: list[str]) -> None:
+    options = [*options, *workers]
     refused(data, tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
 
@@ -175,7 +179,10 @@ def test_a_slip_of_the_pen_leaves_no_folder(data: Path, tmp_path: Path, options:
     [
         (["--objective", "sfT"], "there is no objective 'sfT'; there are pearl, sft, sft-answer"),
         (["-O", "lambda=1"], "objective pearl: unknown lambda; there are direct_weight"),
-        (["-O", "jepa_distance=foo"], "jepa_distance is 'foo'; expected 'cosine', 'smooth-l1', 'l2' or 'mse'"),
+        (
+            ["-O", "jepa_distance=foo"],
+            "jepa_distance is 'foo'; expected 'cosine', 'smooth-l1', 'l2', 'mse' or 'infonce'",
+        ),
         (["-O", "lambda_=much"], "lambda_ is 'much'; expected a valid number"),
         (["--num-predictor-tokens", "0"], "at least one predictor token"),
         (["--lambda", "-1"], "cannot be negative"),
@@ -418,6 +425,13 @@ def test_an_out_that_is_something_else(data: Path, tmp_path: Path, content: str)
     assert (out / "checkpoints").exists()
 
 
+def test_checkpoints_of_others_stay(data: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "out" / "checkpoints" / "checkpoint-500"
+    theirs.mkdir(parents=True)
+    assert "holds something else (checkpoints): give another --out" in refused(data, tmp_path / "out")
+    assert theirs.exists()
+
+
 def test_an_out_with_another_run(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert invoke(data, out).exit_code == 0
@@ -481,6 +495,12 @@ def test_no_folder_of_this_machine_is_published(data: Path, tmp_path: Path, hub:
     }  # fmt: skip
 
 
+def test_a_public_repository_is_not_taken(data: Path, tmp_path: Path, hub: HubServer) -> None:
+    HfApi().create_repo("me/seen", private=False)
+    assert "me/seen is on the Hub already, and public" in refused(data, tmp_path / "out", "--push-to-hub", "me/seen")
+    assert hub.repositories["model", "me/seen"].files.keys() == {".gitattributes"}
+
+
 def test_a_hub_that_refuses_the_model_is_told_before_any_work(data: Path, tmp_path: Path, hub: HubServer) -> None:
     assert "them/theirs cannot be made on the Hub: " in refused(data, tmp_path / "out", "--push-to-hub", "them/theirs")
 
@@ -532,12 +552,31 @@ def test_all_processes_stop_at_a_loss_that_is_no_number(tmp_path: Path, poisoned
     settings = config(data, tmp_path / "out", model=str(base), batch_size=1, max_steps=12, save_steps=0)
     ended = subprocess.run(on_two_processes(settings), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert re.search(r"error: the loss is no number in step \d+, on row-07; the weights before it are", ended.stderr)
+    said = re.findall(r"error: the (.*) is no number in step \d+, on (.*); the weights before it are", ended.stderr)
+    assert set(said) == {("loss", "row-07")}  # the other process, whose own losses were numbers, says so too
     (saved,) = checkpoints(tmp_path / "out")
     weights = load_file(saved / "trained.safetensors")
     assert [name for name, weight in weights.items() if not weight.isfinite().all()] == [
         "vlm.model.text_model.embed_tokens.weight"
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataError("no cup:\nnone at all"), (PearlError, "no cup:\nnone at all")),
+        (RuntimeError("an odd shape"), (RuntimeError, "Caught RuntimeError in DataLoader worker process 0")),
+    ],
+)
+def test_errors_of_data_workers_are_told_whole(error: Exception, said: tuple[type[Exception], str]) -> None:
+    try:
+        raise error
+    except Exception:
+        caught = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(said[0]) as raised, _explained():
+        caught.reraise()
+    assert str(raised.value).startswith(said[1])
+    assert "died" not in str(raised.value)
 
 
 def test_too_little_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pearl.errors import PearlError
+from pearl.parquet import DataError
 from pearl.records import EncodedImage
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.learner import Learner
 from pearl.trainer.loop import NanLoss
 from pearl.trainer.models import part_of
+from pearl.trainer.objectives.mirage import Mirage
 from pearl.trainer.packing import Batch
 from pearl.trainer.preparation import prepare
-from pearl.trainer.train import MEASURED, dry_run, train
+from pearl.trainer.run_directory import checkpoints, last_checkpoint
+from pearl.trainer.train import MEASURED, OutOfMemory, dry_run, train
 from tests.runs import (
     ENVIRONMENT,
     config,
@@ -284,6 +287,23 @@ def test_an_objectives_tokens_are_trained_and_exported(data: Path, tmp_path: Pat
         assert set(new) == moved
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"], ids=["one table", "a head of its own"])
+def test_adapters_leave_the_heads_rows_of_an_objectives_tokens_to_be_trained(
+    data: Path, tmp_path: Path, family: str
+) -> None:
+    run(data, tmp_path / "out", family, tune="lora", objective="mirage")
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(folder).get_output_embeddings().weight
+        for folder in (model(family), tmp_path / "out" / "model")
+    )
+    tokens = AutoProcessor.from_pretrained(tmp_path / "out" / "model").tokenizer
+    start, end = tokens.convert_tokens_to_ids(["<|latent_start|>", "<|latent_end|>"])
+    assert not torch.equal(after[start], after[end])
+    moved = set((after[: len(before)] != before).any(1).nonzero()[:, 0].tolist())
+    assert moved | {*range(len(before), len(after))} >= {start, end}
+    assert moved <= set(tokens.convert_tokens_to_ids(list(Mirage.special_tokens)))
+
+
 def test_a_gradient_that_is_no_number_stops_before_it_does_harm(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +346,40 @@ def test_evaluation_is_a_mean_over_all_that_is_held_out(data: Path, tmp_path: Pa
     assert logged(tmp_path / "out") == pytest.approx([found[0]["eval_loss"]], rel=1e-5)
     assert found[0]["eval_answers"] == 5
     assert found[0]["eval_answer_chance"] == pytest.approx(1 / 3)
+
+
+def test_what_is_held_out_is_looked_at_before_the_training(data: Path, tmp_path: Path) -> None:
+    broken = [replace(row, image=EncodedImage(b"no image")) for row in rows()[:4]]
+    held = data_file(tmp_path, broken, "held.parquet")
+    with pytest.raises(DataError, match="what is held out cannot be evaluated on: 4 trajectories in a row"):
+        run(data, tmp_path / "out", eval_data=str(held))
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_an_evaluation_that_fails_takes_no_checkpoint_along(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(data, tmp_path / "out", eval_fraction=0.4, eval_steps=2, save_steps=2)
+    run(data, tmp_path / "whole", eval_fraction=0.4, eval_steps=2, save_steps=2)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    for updates in (2, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr("pearl.trainer.loop.answer_accuracy", full)
+            with pytest.raises(OutOfMemory):
+                train(replace(settings, resume=updates > 2), progress=False)
+        assert checkpoints(tmp_path / "out")[-1].name == f"checkpoint-{updates}"
+    report = train(replace(settings, resume=True), progress=False)
+    assert report.steps == 4
+    assert report.evaluation["eval_answers"] > 0
+    whole, resumed = (last_checkpoint(tmp_path / name) for name in ("whole", "out"))
+    assert whole is not None
+    assert resumed is not None
+    assert (whole / "trained.safetensors").read_bytes() == (resumed / "trained.safetensors").read_bytes()
+    history = json.loads((whole / "trainer_state.json").read_text())["log_history"]
+    assert [line["step"] for line in history if "eval_loss" in line] == [2, 4]
 
 
 def test_evaluation_goes_on_over_what_cannot_be_used(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -59,6 +60,17 @@ def test_a_table_travels_to_workers_without_its_rows(data: Path, tmp_path: Path)
     sent = pickle.dumps(table)
     assert len(sent) < 1000
     assert ids(pickle.loads(sent)) == ids(table)
+
+
+def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    for number, row in enumerate(rows(60)):
+        data_file(tmp_path, [row], f"{number:02}.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/dev/fd").iterdir()]) + 20, hard))
+    try:
+        assert len(Table(tmp_path / "*.parquet", tmp_path / "cache")) == 60
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_copy_is_used_again_until_a_file_changes(tmp_path: Path) -> None:

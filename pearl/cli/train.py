@@ -38,6 +38,7 @@ class Distance(StrEnum):
     SMOOTH_L1 = "smooth-l1"
     L2 = "l2"
     MSE = "mse"
+    INFONCE = "infonce"
 
 
 class Targets(StrEnum):
@@ -111,6 +112,7 @@ def train(
     learning_rate: Annotated[float | None, opt(LOOP, "AdamW's peak, then a cosine (1e-4).")] = None,
     warmup: Annotated[float | None, opt(LOOP, "Share of the steps (0.05).")] = None,
     weight_decay: Annotated[float | None, opt(LOOP, "(0.1)")] = None,
+    max_grad_norm: Annotated[float | None, opt(LOOP, "Longer gradients are cut to this; 0: none is (1).")] = None,
     precision: Annotated[Precision | None, opt(LOOP, "auto: bf16 on a GPU, fp32 on a CPU.")] = None,
     gradient_checkpointing: Annotated[
         bool, opt(LOOP, "Less memory for more time.", "--gradient-checkpointing")
@@ -127,6 +129,7 @@ def train(
     eval_fraction: Annotated[float | None, opt(RUN, "Else this share of the images is held out (0.05).")] = None,
     eval_steps: Annotated[int | None, opt(RUN, "Evaluate every so many updates; 0: in the end (0).")] = None,
     save_steps: Annotated[int | None, opt(RUN, "Checkpoint every so many updates (200).")] = None,
+    keep_checkpoints: Annotated[int | None, opt(RUN, "The last so many (2).")] = None,
     log_steps: Annotated[int | None, opt(RUN, "Log every so many updates (1).")] = None,
     data_workers: Annotated[int | None, opt(RUN, "Processes that decode and tokenize (0).")] = None,
     push_to_hub: Annotated[str | None, opt(RUN, "Publish model/ under this Hub id, private.")] = None,

@@ -7,12 +7,16 @@ from typing import Self
 
 from pearl.errors import PearlError
 from pearl.evaluation.subject import Subject
-from pearl.trainer.families import FAMILIES, Family, FamilyError, Unknown, family_of
+from pearl.trainer.families import FAMILIES, Family, Unknown, family_of
 from pearl.trainer.learner import Learner
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.packing import Batch, Example, Packer
 from pearl.trainer.publish import OBJECTIVE_WEIGHTS, SETTINGS, load_objective
 from pearl.trainer.views import ViewEncoder
+
+
+class FamilyError(PearlError, ValueError):
+    """A model whose states cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)

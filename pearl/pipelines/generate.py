@@ -6,14 +6,13 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from pearl import __version__
+from pearl.files import locked
 from pearl.parquet import concatenate
 from pearl.pipelines.config import GenerateConfig, fingerprint, recipe
 from pearl.pipelines.endpoint.ledger import as_manifest
@@ -141,16 +140,11 @@ def _differences(old: Any, new: Any, where: str = "") -> str:
 
 @contextmanager
 def _locked(directory: RunDirectory) -> Iterator[None]:
-    with faults_explained(directory.run):
-        lock = FileLock(directory.run / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"another process is working on {directory.root}") from None
-    try:
+    with ExitStack() as stack:
+        with faults_explained(directory.run):
+            busy = RunError(f"another process is working on {directory.root}")
+            stack.enter_context(locked(directory.run / "lock", busy))
         yield
-    finally:
-        lock.release()
 
 
 def _complete(directory: RunDirectory) -> dict[str, Any] | None:

@@ -117,6 +117,13 @@ class WholeCheckpoints(TrainerCallback):
                 shutil.rmtree(old)
 
 
+class Intervals(TrainerCallback):
+    """A resumed run saves, evaluates and logs as often as it is told, not as often as the run of its checkpoint."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **rest: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class Epochs(TrainerCallback):
     """Tells the order which epoch it is: through the wrappers of a resumed run on several processes nothing else does."""
 

@@ -15,7 +15,8 @@ from pearl.parquet import place_and_split
 from pearl.trainer.config import TrainConfig, make_config
 from pearl.trainer.conversation import template_names
 from pearl.trainer.models import BUILT_IN
-from pearl.trainer.run_directory import claim, write_json
+from pearl.trainer.preparation import check_names
+from pearl.trainer.run_directory import alone_in, claim, write_json
 from pearl.trainer.train import Report
 
 REPORT = "report.json"
@@ -43,10 +44,9 @@ def train_on_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    check_names(config)
     config = from_anywhere(config)
     report = Path(config.out) / REPORT
-    claim(config, Path(config.out), num_workers)
-    report.unlink(missing_ok=True)
 
     class Stop(UserCallback):
         """Without it the workers would be started anew after any error; one in a callback ends the run."""
@@ -55,32 +55,56 @@ def train_on_ray(
             if error := _read(report).get("error"):
                 raise ClusterError(error)
 
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
-    try:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config=replace(config, resume=True).to_json(),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-            run_config=RunConfig(
-                name="ray",
-                storage_path=config.out,
-                failure_config=FailureConfig(max_failures=max_failures),
-                callbacks=[Stop()],  # type: ignore[list-item]  # those of the old Ray Train
-            ),
-        )
-        trainer.fit()
-    except Exception as error:
-        if said := _read(report).get("error"):
-            raise ClusterError(said) from error
-        raise ClusterError(f"training on Ray stopped: {_cause(error)}") from error
-    finally:
+    unseen = {} if use_gpu else {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves GPUs in sight of who asked for none
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=replace(config, resume=True).to_json(),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name="ray",
+            storage_path=config.out,
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[Stop()],  # type: ignore[list-item]  # those of the old Ray Train
+            worker_runtime_env={"env_vars": unseen},
+        ),
+    )
+    with alone_in(Path(config.out)):
+        claim(config, Path(config.out), num_workers)
+        report.unlink(missing_ok=True)
+        started = not ray.is_initialized()
         if started:
-            ray.shutdown()
+            _start_ray(address, num_workers, use_gpu)
+        try:
+            trainer.fit()
+        except Exception as error:
+            if said := _read(report).get("error"):
+                raise ClusterError(said) from error
+            raise ClusterError(f"training on Ray stopped: {_cause(error)}") from error
+        finally:
+            if started:
+                ray.shutdown()
     found = _read(report)
     return Report(**{**found, "model": Path(found["model"])})
+
+
+def _start_ray(address: str | None, num_workers: int, use_gpu: bool) -> None:
+    """
+    Raises:
+        ClusterError: Ray is not there, or this machine has too little for so many workers, for which Ray would wait.
+    """
+    import ray
+
+    try:
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    except (ConnectionError, ray.exceptions.RayError, ValueError, RuntimeError) as error:
+        where = address or "on this machine"
+        raise ClusterError(f"Ray cannot be started or reached ({where}): {error}") from error
+    kind = "GPU" if use_gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if address is None and there < num_workers:
+        ray.shutdown()
+        raise ClusterError(f"--num-workers {num_workers} takes as many {kind}s, and this machine has {there}")
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -89,12 +113,12 @@ def _worker(settings: dict[str, Any]) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     config = make_config(settings, "the driver's settings")
-    from pearl.trainer.train import train
+    from pearl.trainer.train import train_alone
 
     first = ray.train.get_context().get_world_rank() == 0
     report = Path(config.out) / REPORT
     try:
-        made = train(config, progress=first)
+        made = train_alone(config, progress=first)
     except PearlError as error:
         write_json(report, {"error": str(error)})
         raise

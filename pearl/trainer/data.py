@@ -25,7 +25,6 @@ from pearl.parquet import DataError, from_row, open_parquet, resolve_split, sche
 from pearl.randomness import generator
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template
-from pearl.trainer.families import FamilyError
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.packing import Example
 from pearl.trainer.views import ViewEncoder, ViewError
@@ -54,9 +53,11 @@ class Table:
     """
 
     def __init__(self, data: str | Path, cache: Path) -> None:
-        files = resolve_split(data)
-        readers = [open_parquet(file) for file in files]
-        if not sum(reader.metadata.num_rows for reader in readers):
+        files, rows = resolve_split(data), 0
+        for file in files:
+            with open_parquet(file) as reader:  # one at a time: a process may not open thousands
+                rows += reader.metadata.num_rows
+        if not rows:
             raise DataError(f"{data} holds no trajectory")
         states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         self.fingerprint = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
@@ -65,16 +66,17 @@ class Table:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock")):
                 if not self.path.exists():
-                    self._write(files, readers)
+                    self._write(files)
         self._table: pa.Table | None = None
 
-    def _write(self, files: Sequence[Path], readers: Sequence[pq.ParquetFile]) -> None:
+    def _write(self, files: Sequence[Path]) -> None:
         partial = self.path.with_suffix(f".{uuid4().hex}.partial")  # not every shared file system keeps locks
         try:
             with pa.ipc.new_file(partial, schema()) as writer:
-                for file, reader in zip(files, readers, strict=True):
-                    for group in range(reader.num_row_groups):
-                        writer.write_table(_group(file, reader, group))
+                for file in files:
+                    with open_parquet(file) as reader:
+                        for group in range(reader.num_row_groups):
+                            writer.write_table(_group(file, reader, group))
             partial.replace(self.path)
         finally:
             partial.unlink(missing_ok=True)
@@ -209,7 +211,7 @@ class Examples(Dataset[Drawn]):
                 continue
             try:
                 return Drawn(self.example(self.table[row]), tuple(refused.values()))
-            except (ImageError, ViewError, FamilyError, TooLong, DataError) as error:
+            except (ImageError, ViewError, TooLong, DataError) as error:
                 name = self.table.table["id"][row].as_py()
                 refused[row] = Refused(str(name), f"row {row}: {error}")
         last = refused[next(reversed(refused))]
@@ -254,7 +256,8 @@ def with_stand_ins(indices: Iterable[int], multiple: int) -> list[int]:
 
 
 class GroupedOrder(Sampler[int]):
-    """A random order in which neighbours are about as long, so that little is padded; seed and epoch decide it.
+    """A random order in which neighbours are about as long, so that little is padded; seed and epoch decide it. Within
+    each stretch of fifty batches the longest come first, as transformers' sampler has it.
 
     Args:
         lengths: Of each row, in any unit.

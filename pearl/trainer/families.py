@@ -15,12 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pearl.errors import PearlError
 from pearl.records import Box
-
-
-class FamilyError(PearlError, ValueError):
-    """A model that cannot be trained here; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pearl.errors import PearlError
+from pearl.files import whole_file
 from pearl.randomness import generator
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.answers import answer_accuracy
@@ -27,7 +29,7 @@ from pearl.trainer.watch import CollapseWatch
 prepare_torchvision()
 from transformers import Trainer, TrainerState  # noqa: E402
 
-WEIGHTS = "trained.safetensors"
+WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
 MAX_ANSWERS = 64
 
 
@@ -159,10 +161,10 @@ class LearnerTrainer(Trainer):
             self._save_checkpoint(self._learner, trial=None)
         if self.is_world_process_zero():
             (folder / COMPLETE).touch()
-        self.accelerator.wait_for_everyone()  # the first process to fail takes the others with it
-        bad = [ids for ids, loss in self._forwards if not torch.isfinite(loss)]
+        forwards = gather_object([(ids, bool(torch.isfinite(loss))) for ids, loss in self._forwards])
+        bad = [ids for ids, finite in forwards if not finite]
         what = "loss" if bad else "loss's gradient"
-        among = ", ".join(one for ids in bad or [ids for ids, _ in self._forwards] for one in ids)
+        among = ", ".join(one for ids in bad or [ids for ids, _ in forwards] for one in ids)
         raise NanLoss(
             f"the {what} is no number in step {self.state.global_step + 1}, on {among}; the weights before it are in "
             f"{folder}. A lower --learning-rate or --precision fp32 may help, or data without these"
@@ -222,9 +224,26 @@ class LearnerTrainer(Trainer):
             self._learner.reshard()  # type: ignore[operator]  # a forward leaves weights gathered; shards are saved
         return output._replace(metrics=metrics)
 
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """Saves first what is due to be saved: an evaluation that fails takes nothing along."""
+        due = self.control.should_save
+        if due:
+            self._save_checkpoint(self._learner, trial=None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        metrics: dict[str, float] = super().evaluate(*args, **options)
+        if due and self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            with whole_file(folder / STATE) as partial:
+                self.state.save_to_json(str(partial))
+        return metrics
+
+    def is_evaluated(self) -> bool:
+        """Whether what is held out was evaluated after the last update."""
+        return any("eval_loss" in line for line in self.state.log_history if line["step"] == self.state.global_step)
+
     def restore_finished(self, checkpoint: Path) -> bool:
         """Loads a checkpoint after which nothing is left to train (Trainer itself would make one more update)."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
         if state.global_step < state.max_steps:
             return False
         self._load_from_checkpoint(str(checkpoint))

@@ -265,12 +265,17 @@ def _with_adapters(loaded: Loaded, config: TrainConfig, objective: Objective) ->
         for parameter in vlm.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     tokens = loaded.processor.tokenizer.convert_tokens_to_ids(list(objective.special_tokens))
+    embeddings = vlm.get_input_embeddings()
+    with_rows = [embeddings] if head.weight is embeddings.weight else [embeddings, head]
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="|".join(re.escape(name) for name in targets),
-        trainable_token_indices=tokens or None,
+        trainable_token_indices={
+            name: tokens for name, module in vlm.named_modules() if tokens and any(module is one for one in with_rows)
+        }
+        or None,
     )
     wrapped = get_peft_model(vlm, lora)
     for parameter in wrapped.parameters():

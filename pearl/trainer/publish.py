@@ -73,15 +73,18 @@ def load_objective(settings: Mapping[str, Any], weights: Path | None, hidden_siz
 
 
 def open_repository(repo: str) -> None:
-    """Makes a private repository on the Hub, or finds it: before a run, so that its end does not fail.
+    """Makes a private repository on the Hub, or finds one: before a run, so that its end does not fail.
 
     Raises:
-        PearlError: the Hub is not reached, or refuses.
+        PearlError: the Hub is not reached, or refuses; or the repository is there and public.
     """
     from huggingface_hub import HfApi
 
     with _explained(f"{repo} cannot be made on the Hub"):
         HfApi().create_repo(repo, private=True, exist_ok=True)
+        private = HfApi().model_info(repo).private
+    if not private:
+        raise PearlError(f"{repo} is on the Hub already, and public: choose another --push-to-hub, or make it private")
 
 
 def upload(folder: Path, repo: str) -> None:

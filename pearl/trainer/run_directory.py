@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pearl import __version__
-from pearl.files import whole_file
+from pearl.files import locked, whole_file
 from pearl.trainer.config import ConfigError, TrainConfig, differences
 
 COMPLETE = "complete"
@@ -18,14 +19,27 @@ SETTINGS = "config.json"
 LOGS = ("log.jsonl", "refused.jsonl", "tensorboard", "checkpoints")
 
 
-def claim(config: TrainConfig, out: Path, processes: int) -> None:
-    """Makes the folder this run's. What is left of a run that came to no checkpoint is cleared away.
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other runs out of it while it is used.
 
     Raises:
-        ConfigError: another run is there, or the one to resume had other settings or another number of processes.
+        ConfigError: another run is at work there, or it is no folder.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / "lock", ConfigError(f"another run is at work in {out}: give another --out")):
+        yield
+
+
+def claim(config: TrainConfig, out: Path, processes: int) -> None:
+    """Makes the folder, which is there, this run's. What is left of a run that came to no checkpoint is cleared away.
+
+    Raises:
+        ConfigError: another run or something else is there, or the run to resume had other settings or another number
+            of processes.
+    """
     before = _read(out)
     if last_checkpoint(out) is not None or (out / "model").exists():
         if not config.resume:
@@ -36,12 +50,14 @@ def claim(config: TrainConfig, out: Path, processes: int) -> None:
         if (had := before.get("processes", processes)) != processes:
             raise ConfigError(f"the run in {out} had another number of processes: {had} → {processes}")
         return
-    for place in [out / name for name in LOGS if before is not None]:
+    left = [out / name for name in LOGS if (out / name).exists()]
+    if left and before is None:
+        raise ConfigError(f"{out} holds something else ({left[0].name}): give another --out")
+    for place in left:
         if place.is_dir():
             shutil.rmtree(place)
         else:
-            place.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+            place.unlink()
     write_json(out / SETTINGS, {"version": __version__, "processes": processes, "settings": config.to_json()})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from pearl.errors import PearlError
+from pearl.parquet import DataError
 from pearl.trainer.callbacks import tell
 from pearl.trainer.config import TrainConfig
-from pearl.trainer.data import GroupedOrder
+from pearl.trainer.data import Examples, GroupedOrder
 from pearl.trainer.models import trainable_text
 from pearl.trainer.preparation import Prepared, check_names, prepare
 from pearl.trainer.publish import open_repository, save_model, upload
-from pearl.trainer.run_directory import claim, last_checkpoint, record
+from pearl.trainer.run_directory import alone_in, claim, last_checkpoint, record
 from pearl.trainer.sharding import check_forwards, check_sharding, fit_deepspeed, whole
 
 NEVER = 2**31
@@ -57,16 +58,23 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     Raises:
         PearlError: data, model or settings cannot be used; the loss is no number; memory does not suffice.
     """
-    check_sharding()
     check_names(config)
-    out = Path(config.out)
-    first = int(os.environ.get("RANK", "0")) == 0
+    with alone_in(Path(config.out)) if _is_first() else nullcontext():
+        return train_alone(config, progress, callbacks)
+
+
+def train_alone(config: TrainConfig, progress: bool = True, callbacks: list[Any] | None = None) -> Report:
+    """As `train`, in a folder that the caller keeps other runs out of (`alone_in`)."""
+    check_sharding()
+    out, first = Path(config.out), _is_first()
     if first:
         claim(config, out, int(os.environ.get("WORLD_SIZE", "1")))
         if config.push_to_hub:
             open_repository(config.push_to_hub)
     with _explained():
         prepared = prepare(config)
+        if len(prepared.held_out):
+            _check_held_out(prepared.held_out)
         if first:
             record(prepared.config, f"{prepared.training.table.digest()} {prepared.held_out.table.digest()}", out)
         trainer = _trainer(prepared, out, progress, callbacks or [])
@@ -76,6 +84,8 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
         checkpoint = last_checkpoint(out) if config.resume else None
         if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        elif len(prepared.held_out) and not trainer.is_evaluated():
+            trainer.evaluate()
     logged = [line for line in trainer.state.log_history if "loss" in line]
     evaluated = [line for line in trainer.state.log_history if "eval_loss" in line]
     evaluation = {k: v for k, v in evaluated[-1].items() if k.startswith(MEASURED)} if evaluated else {}
@@ -83,14 +93,29 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
     steps = trainer.state.global_step
     if sharded:
         prepared = whole(prepared, trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()  # and not once more: what follows may take longer than others may wait
     if trainer.is_world_process_zero():
         save_model(prepared, model, evaluation)
         if config.push_to_hub:
             upload(model, config.push_to_hub)
-    trainer.accelerator.wait_for_everyone()
     return Report(
         model, steps, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation, len(trainer.refused.ids()),
     )  # fmt: skip
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _check_held_out(held_out: Examples) -> None:
+    """
+    Raises:
+        DataError: none of what is held out can be used, which otherwise would be noticed after the first training.
+    """
+    try:
+        held_out[0]
+    except DataError as error:
+        raise DataError(f"what is held out cannot be evaluated on: {error}") from error
 
 
 @contextmanager
@@ -107,11 +132,12 @@ def _explained() -> Iterator[None]:
     except PearlError as error:
         if "Original Traceback" not in str(error):
             raise
-        raise PearlError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error  # of a data worker
+        kind = type(error)  # of a data worker: behind its traceback
+        raise PearlError(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from error
     except RuntimeError as error:
         if "can't allocate memory" in str(error):
             raise _out_of_memory() from error
-        if "DataLoader worker" in str(error):
+        if "DataLoader worker (pid" in str(error):
             raise PearlError(
                 f"a data worker died, perhaps of too little memory: lower --data-workers: {error}"
             ) from error
@@ -130,7 +156,7 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
     from transformers.integrations.integration_utils import TensorBoardCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from pearl.trainer.callbacks import Epochs, Lines, Progress, WholeCheckpoints
+    from pearl.trainer.callbacks import Epochs, Intervals, Lines, Progress, WholeCheckpoints
     from pearl.trainer.loop import Collator, LearnerTrainer, RefusedLog
 
     config = prepared.config
@@ -176,7 +202,7 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
     )
     board = TensorBoardCallback()
     board.logging_dir = str(out / "tensorboard")
-    around: list[Any] = [Epochs(order), Lines(out / "log.jsonl"), board]
+    around: list[Any] = [Intervals(), Epochs(order), Lines(out / "log.jsonl"), board]
     if progress:
         around.append(Progress())
     trainer = LearnerTrainer(

@@ -22,7 +22,8 @@ from pearl.trainer.objectives.encoders import FrozenEncoder, preprocessing, stac
 from pearl.trainer.packing import Batch, Example
 from pearl.trainer.views import PREDICTOR_MARK, ImageInputs, View, ViewEncoder
 
-Distance = Literal["cosine", "smooth-l1", "l2", "mse"]
+Distance = Literal["cosine", "smooth-l1", "l2", "mse", "infonce"]
+TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Pearl(Objective):
         lambda_: λ, the weight of both further terms.
         num_predictor_tokens: K.
         jepa_distance: Of predicted and target embedding. (The paper's text says SmoothL1; its authors say that the
-            published numbers came from cosine.)
+            published numbers came from cosine.) "infonce", which the paper does not have, is the surprise at finding
+            its own target among all of the forward: what these have in common counts for nothing.
         jepa: Whether there is an `L_JEPA`.
         nextlat: Whether there is an `L_NextLat`.
         nextlat_token: Which token the predicted next state must predict: the one after it ("next"), or the one that
@@ -189,7 +191,10 @@ class DynamicsHead(nn.Module):
 
 
 def distance(predicted: Tensor, target: Tensor, kind: Distance) -> Tensor:
-    """(N, H), (N, H) → (N,)."""
+    """(N, H), (N, H) → (N,). InfoNCE is that of van den Oord et al., arXiv 1807.03748, with cosines as CLIP has it."""
+    if kind == "infonce":
+        near = F.normalize(predicted, dim=-1) @ F.normalize(target, dim=-1).T / TEMPERATURE
+        return F.cross_entropy(near, torch.arange(len(near), device=near.device), reduction="none")
     if kind == "cosine":
         return 1 - F.cosine_similarity(predicted, target, dim=-1)
     if kind == "smooth-l1":
