@@ -15,6 +15,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pearl.errors import PearlError
 
 MAX_PIXELS = 64_000_000
+MOST_PIXELS = 178_000_000
+"""What data may hold at most, whatever a run's own limit was; above it Pillow suspects a decompression bomb."""
 MIN_SIDE = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 

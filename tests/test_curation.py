@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from pearl.cli import curation, exporting
 from pearl.cli.gen import run
 from pearl.evaluation.gain import Gain, write_gains
-from pearl.parquet import DataError, open_parquet, read_metadata, read_trajectories, write_trajectories
+from pearl.parquet import DataError, open_parquet, read_metadata, read_trajectories, resolve_split, write_trajectories
 from pearl.pipelines.curation import CurationError
 from pearl.pipelines.curation.decontamination import Decontamination, asked, decontaminate, write_report
 from pearl.pipelines.curation.duplicates import Dedup, Duplicate, dedup_data
@@ -28,6 +28,7 @@ from pearl.pipelines.curation.hashing import ImageIndex, near_pairs, nearest, pe
 from pearl.pipelines.curation.merging import Merge, merge_data
 from pearl.pipelines.curation.sampling import even_shares, sample_data
 from pearl.pipelines.curation.splitting import Split, split_data
+from pearl.pipelines.publishing.plan import make_plan
 from pearl.records import EncodedImage, Trajectory
 from tests.plain import picture, step, trajectory
 from tests.runs import data_file, rows
@@ -143,15 +144,17 @@ def test_split_shares_no_image_and_keeps_order_rows_and_bytes(tmp_path: Path) ->
     parts = Split({"train": 0.6, "test": 0.4}, seed=1)
     counts = split_data(data, tmp_path / "a", parts)
     split_data(data, tmp_path / "b", parts)
-    found = {name: list(read_trajectories(tmp_path / "a" / f"{name}.parquet")) for name in parts.parts}
+    found = {name: list(read_trajectories(tmp_path / "a" / f"{name}-00000-of-00001.parquet")) for name in parts.parts}
     assert counts == {name: len(part) for name, part in found.items()}
     assert not {one.image.data for one in found["train"]} & {one.image.data for one in found["test"]}
     assert found["train"] == [one for one in rows_ if one in found["train"]]
     assert len(found["train"]) + len(found["test"]) == 300
     assert 0.45 < counts["train"] / 300 < 0.75
     for name in parts.parts:
-        assert (tmp_path / "a" / f"{name}.parquet").read_bytes() == (tmp_path / "b" / f"{name}.parquet").read_bytes()
-    said = made_by(tmp_path / "a" / "test.parquet")
+        assert (tmp_path / "a" / f"{name}-00000-of-00001.parquet").read_bytes() == (
+            tmp_path / "b" / f"{name}-00000-of-00001.parquet"
+        ).read_bytes()
+    said = made_by(tmp_path / "a" / "test-00000-of-00001.parquet")
     assert (said["part"], said["split"]["seed"], said["made_from"][0]["made_by"]["recipe"]) == (
         "test",
         1,
@@ -163,7 +166,9 @@ def test_split_of_more_data_moves_nothing(tmp_path: Path) -> None:
     parts = Split({"train": 0.5, "test": 0.5})
     split_data(written(tmp_path, made(40)), tmp_path / "few", parts)
     split_data(written(tmp_path, made(60)[::-1], "more.parquet"), tmp_path / "more", parts)
-    assert set(ids(tmp_path / "few" / "train.parquet")) < set(ids(tmp_path / "more" / "train.parquet"))
+    assert set(ids(tmp_path / "few" / "train-00000-of-00001.parquet")) < set(
+        ids(tmp_path / "more" / "train-00000-of-00001.parquet")
+    )
 
 
 def test_split_keeps_near_images_together(tmp_path: Path) -> None:
@@ -176,7 +181,9 @@ def test_split_keeps_near_images_together(tmp_path: Path) -> None:
     for near, apart in ((None, True), (4, False)):
         out = tmp_path / f"near-{near}"
         split_data(data, out, Split({"train": 0.5, "test": 0.5}, near=near))
-        train, test = ({name.split("-")[0] for name in ids(out / f"{part}.parquet")} for part in ("train", "test"))
+        train, test = (
+            {name.split("-")[0] for name in ids(out / f"{part}-00000-of-00001.parquet")} for part in ("train", "test")
+        )
         assert bool(train & test) == apart
 
 
@@ -350,7 +357,7 @@ def test_decontamination(tmp_path: Path) -> None:
     assert ids(out) == [one.id for one in made(20) if one.id not in {match.id for match in found.matches}]
     assert (found.rows, found.kept) == (20, 16)
     assert found.benchmarks["tiny"]["questions"] == 3
-    assert [line.split(":")[0] for line in found.benchmarks["tiny"]["unreadable"]] == ["bad.jsonl"]
+    assert [line.split(":")[0] for line in found.benchmarks["tiny"]["unreadable"]] == ["bad.jsonl", "images/broken.jpg"]
     as_json, as_markdown = write_report(found, tmp_path / "report")
     assert json.loads(as_json.read_text())["matches"][0]["image"] == "images/1.png"
     assert "| row-007 | tiny |  |  | test.jsonl row 1 | yes |" in as_markdown.read_text()
@@ -402,7 +409,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         app.command()(one)
     commands = {
         f"split {data} --out splits --parts train=0.5,test=0.5": "in splits",
-        "merge splits/train.parquet splits/test.parquet --out merged.parquet --balance input": "in merged.parquet",
+        "merge splits/train-00000-of-00001.parquet splits/test-00000-of-00001.parquet --out merged.parquet --balance input": "in merged.parquet",
         f"sample {data} --out sample.parquet --count 5 --balance skill": "5 trajectories in sample.parquet: test 5",
         f"filter {data} --out filtered.parquet --min-width 100": "40 trajectories in filtered.parquet",
         f"dedup {data} --out unique.parquet --report unique.json": "40 trajectories in unique.parquet; 0 near",
@@ -415,7 +422,25 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert said in capsys.readouterr().out
     assert (tmp_path / "clean.overlap.json").is_file()
     assert run(partial(app, ["split", data, "--out", "again", "--parts", "train"])) == 2
+    assert run(partial(app, ["split", data, "--out", "again", "--parts", "train=1,train=2"])) == 2
+    twice = ["--bench", "tiny=bench", "--bench", "tiny=elsewhere"]
+    assert run(partial(app, ["decontaminate", data, *twice, "--out", "again.parquet"])) == 2
+    assert [(one.name, one.rows) for one in make_plan("splits").splits] == [
+        (name, len(ids(Path(f"splits/{name}-00000-of-00001.parquet")))) for name in ("train", "test")
+    ]
+    with pytest.raises(DataError, match="splits holds test, train: name one"):
+        resolve_split("splits")
     assert run(partial(app, ["split", data, "--out", "splits"])) == 1
+
+
+def test_what_of_a_benchmark_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path / "bench")
+    (folder / "cut.png").write_bytes(encoded(drawing(99)).data[:-300])
+    (folder / "nested.json").write_text(json.dumps({"questions": [{"question": "What is it?"}]}))
+    report = decontaminate(written(tmp_path, made(5)), {"b": folder}, None, Decontamination())
+    unread = report.benchmarks["b"]["unreadable"]
+    named = [one.partition(":")[0] for one in unread]
+    assert named == ["bad.jsonl", "cut.png", "images/broken.jpg", "nested.json"]
 
 
 def test_when_everything_overlaps_there_is_a_report_and_no_file(tmp_path: Path) -> None:

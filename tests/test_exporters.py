@@ -15,6 +15,7 @@ from PIL import Image
 from pearl.images import decode, header
 from pearl.parquet import read_trajectories, write_trajectories
 from pearl.pipelines.exporters import Exported, ExportError, bring_back, export_data, exporter_names, read_export
+from pearl.pipelines.exporters.base import ImageFolder
 from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.conversation import template_names
 from tests.plain import conversation, inputs_of, picture, step, tiny, trajectories, trajectory
@@ -167,6 +168,16 @@ def test_a_stored_turned_image_is_upright_for_consumers_that_ignore_exif(tmp_pat
     out, _ = exported("ms-swift", tmp_path, [trajectory(image=turned)])
     [shown] = (out / "images").rglob("*.*")
     assert Image.open(shown).size == header(turned.data) == (20, 40)
+
+
+def test_inline_images_are_of_types_that_services_take(tmp_path: Path) -> None:
+    for format in ("MPO", "BMP", "TIFF", "PNG"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (20, 10), "red").save(buffer, format)
+        data = buffer.getvalue()
+        found = ImageFolder(tmp_path, inline=True).put(EncodedImage(data))
+        assert found.startswith(f"data:image/{'jpeg' if format == 'MPO' else 'png'};base64,"), format
+        assert decode(ImageFolder(tmp_path, inline=True).get(found).data).shape == (10, 20, 3)
 
 
 def test_openai_form(tmp_path: Path) -> None:

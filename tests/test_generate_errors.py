@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,9 @@ from pearl.pipelines.config import GenerateConfig
 from pearl.pipelines.engines import EngineConfig
 from pearl.pipelines.errors import RunError
 from pearl.pipelines.generate import OutputPolicy, generate, preview
+from pearl.pipelines.run_directory import RunDirectory
 from pearl.pipelines.sources import SourceError, SourceOptions
+from pearl.pipelines.sources.coco import Coco
 from pearl.tools import ToolUnavailable
 
 LOCAL = EngineConfig(engine="local")
@@ -148,6 +151,56 @@ def test_overwriting_starts_anew_and_keeps_what_is_not_ours(run: Path, tmp_path:
     assert ours.keys() == fresh.keys()
     shard = next(iter(manifest["files"]))
     assert ours[shard] == fresh[shard]
+
+
+def test_sources_that_cannot_be_listed_do_not_cost_the_old_data(run: Path, tmp_path: Path) -> None:
+    """The fault stands behind the first item."""
+    before = files(run)
+    good = tmp_path / "good.parquet"
+    picture = {"bytes": encode(np.zeros((40, 40, 3), np.uint8)), "path": "a.jpg"}
+    rows = [{"image": picture, "question": "What is it?", "answer": "a cup"}]
+    pq.write_table(pa.Table.from_pylist(rows), good)
+    (tmp_path / "later.parquet").write_text("no table")
+    other = GenerateConfig((f"parquet:{tmp_path}",), SourceOptions(), ("crop",))
+    with pytest.raises(SourceError):
+        generate(other, run, LOCAL, OutputPolicy(overwrite=True))
+    assert files(run) == before
+
+
+def test_a_run_killed_while_it_is_overwritten_is_still_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            generate(PHOTOS, run, LOCAL, OutputPolicy(overwrite=True))
+    assert not (run / "manifest.json").exists()
+    assert generate(PHOTOS, run, LOCAL, OutputPolicy(overwrite=True))["kept"] > 5
+
+
+def test_images_that_vanish_stop_the_run_and_are_no_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    config = coco(tmp_path / "data", images=6)
+    out = tmp_path / "out"
+    source = config.open_sources()[0]
+    assert isinstance(source, Coco)
+    pictures, away = source.images, tmp_path / "away"
+    listed = RunDirectory.write_plan
+
+    def unmounted(*arguments: Any) -> int:
+        count = listed(*arguments)
+        pictures.rename(away)
+        return count
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "write_plan", unmounted)
+        with pytest.raises(RunError, match=r"cannot be read: .*; --resume goes on"):
+            generate(config, out, LOCAL, PLAIN)
+    away.rename(pictures)
+    manifest = generate(config, out, LOCAL, OutputPolicy(resume=True))
+    assert not manifest["rejected"].get("bad input")
+    assert manifest["kept"] > 0
 
 
 def test_resume_and_overwrite_exclude_each_other() -> None:

@@ -36,7 +36,7 @@ from pearl.parquet import read_trajectories
 from pearl.pipelines.endpoint.client import Client
 from pearl.pipelines.endpoint.config import Budget, EndpointConfig
 from pearl.pipelines.endpoint.ledger import BudgetUsedUp, Ledger, read_costs
-from pearl.pipelines.endpoint.replies import MalformedReply, ReplyCache, content_key, read_reply
+from pearl.pipelines.endpoint.replies import MalformedReply, ReplyCache, Unanswered, content_key, read_reply
 from pearl.pipelines.engines import EngineConfig
 from pearl.pipelines.errors import ConfigError, RunError
 from pearl.pipelines.experts.planner import PlannerSettings
@@ -365,6 +365,19 @@ def test_a_request_that_is_never_answered_concerns_its_sample_alone(tmp_path: Pa
         generate(config, tmp_path / "out", on(server, retries=1), OVERWRITE)
         assert server.requests == asked
         assert hashes(tmp_path / "out") == before
+
+
+def test_what_a_dying_server_left_unanswered_is_not_remembered(tmp_path: Path) -> None:
+    """Of one worker of several: too few in a row to tell, and no request is answered after them."""
+    with ChatServer(look_once, fault=lambda *_: "500") as server:
+        client = client_of(server, tmp_path, retries=0)
+        for number in range(3):
+            with pytest.raises(Unanswered):
+                client.ask(request(), number)
+    with ChatServer(look_once) as server:
+        client = client_of(server, tmp_path, retries=0)
+        assert [bool(client.ask(request(), number)) for number in range(3)] == [True] * 3
+        assert server.requests == 3
 
 
 def test_a_reply_that_is_too_long_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,14 @@ from pearl.images import decode, encode
 from pearl.parquet import read_trajectories
 from pearl.pipelines.config import GenerateConfig
 from pearl.pipelines.engines import EngineConfig
+from pearl.pipelines.experts.base import Case
+from pearl.pipelines.experts.looking import look
+from pearl.pipelines.experts.voice import Voice
 from pearl.pipelines.generate import OutputPolicy, generate
 from pearl.pipelines.sources import BadRecord, Item, SourceError, SourceOptions, open_source
+from pearl.pipelines.sources.box_questions import Annotated, questions_from_boxes
 from pearl.pipelines.validation import validate_data
-from pearl.records import Sample
+from pearl.records import EncodedImage, Region, Sample
 from pearl.scenes.samples import NoFittingScene
 
 LOCAL = EngineConfig(engine="local")
@@ -96,7 +100,7 @@ def foreign_coco() -> dict[str, Any]:
     runs = {"segmentation": {"counts": [0, 5, 19195], "size": [120, 160]}, "area": 5, "iscrowd": 1}
     packed = {"segmentation": {"counts": "PPYo0", "size": [120, 160]}, "area": 5, "iscrowd": 1}
     box_only = {"segmentation": [], "iscrowd": 0}
-    boxes = [
+    boxes: list[tuple[int, int, int, list[float], dict[str, Any]]] = [
         (900100581, 397133, 44, [12.5, 10.0, 47.25, 40.75], polygon),
         (17, 397133, 44, [100.0, 60.5, 30.0, 35.0], polygon),
         (18, 397133, 67, [70.2, 5.1, 30.9, 22.0], box_only),
@@ -120,11 +124,15 @@ def foreign_coco() -> dict[str, Any]:
             {"file_name": "000000252219.jpg", "height": 120, "width": 160, "id": 252219, **image},
         ],
         "annotations": [
-            {"id": i, "image_id": of, "category_id": category, "bbox": box, **mask}
+            {"id": i, "image_id": of, "category_id": category, "bbox": box, **mask, **_area_of(box, mask)}
             for i, of, category, box, mask in boxes
         ],
         "categories": [{"supercategory": "thing", "id": i, "name": name} for i, name in names.items()],
     }
+
+
+def _area_of(box: list[float], mask: dict[str, Any]) -> dict[str, float]:
+    return {"area": 0.8 * box[2] * box[3]} if isinstance(mask["segmentation"], list) and "area" in mask else {}
 
 
 def coco_folder(folder: Path, document: dict[str, Any]) -> str:
@@ -195,6 +203,71 @@ def assert_right(
     assert not sample.choices or sample.answer in (*sample.choices, "")
 
 
+def test_questions_made_from_boxes_cannot_be_guessed_without_a_look() -> None:
+    """Of images in which ones are the commonest, and many things are in sight."""
+    names = list("abcdefgh")
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for key in range(1500):
+        rng = np.random.default_rng(key)
+        corners = rng.uniform(0, 0.8, (int(rng.integers(1, 7)), 2))
+        labels = rng.choice(names, len(corners))
+        regions = [Region(str(n), (x, y, x + 0.1, y + 0.1)) for n, (x, y) in zip(labels, corners, strict=True)]
+        for asked in questions_from_boxes(Annotated(tuple(regions), frozenset()), names, 0, str(key)):
+            answers[asked["skill"]][asked["answer"]] += 1
+            if asked["skill"] == "counting":
+                assert asked["choices"] == ["1", "2", "3", "4"]
+    assert abs(answers["existence"]["yes"] - answers["existence"]["no"]) < 0.15 * answers["existence"].total()
+    assert answers["counting"]["2"] > 0.2 * answers["counting"].total()
+
+
+@pytest.mark.parametrize(
+    ("areas", "larger"),
+    [((None, None), None), ((300, 200), "the a"), ((200, 300), None), ((300, 290), None), ((None, 200), None)],
+)
+def test_what_is_larger_is_asked_where_box_and_object_agree(
+    areas: tuple[int | None, int | None], larger: str | None
+) -> None:
+    """A box of twice the other's size."""
+    boxes = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.88, 0.88)
+    regions = [
+        Region(name, box, {} if area is None else {"area": str(area)})
+        for name, box, area in zip("ab", boxes, areas, strict=True)
+    ]
+    found = list(questions_from_boxes(Annotated(tuple(regions), frozenset()), [], 0, "key"))
+    assert [one["answer"] for one in found if one["skill"] == "comparison"] == [larger] * (larger is not None)
+
+
+def test_what_is_larger_by_far_is_asked_of_boxes_alone() -> None:
+    regions = Region("a", (0.1, 0.1, 0.6, 0.6)), Region("b", (0.7, 0.7, 0.9, 0.9))
+    found = list(questions_from_boxes(Annotated(regions, frozenset()), [], 0, "key"))
+    assert [one["answer"] for one in found if one["skill"] == "comparison"] == ["the a"]
+
+
+def test_a_label_that_is_the_answer_is_not_spoken_before_the_look() -> None:
+    sample = Sample(
+        "k", EncodedImage(encode(np.zeros((20, 20, 3), np.uint8))), "What lies beside the cup?", (), "spoon",
+        (Region("cup", (0.1, 0.1, 0.4, 0.4)), Region("spoon", (0.5, 0.1, 0.9, 0.4)), Region("spoon", (0.5, 0.5, 0.9, 0.9))),
+        "attribute", "test", "CC0", {"targets": [0, 1]},
+    )  # fmt: skip
+    case = Case(sample, frozenset({"crop"}), Voice(np.random.default_rng(0)))
+    assert case.names == ["the cup", "the place in question"]
+    case.query = {"targets": [0, 1, 2]}
+    assert case.names == ["the cup", "place in question 1", "place in question 2"]
+    case.query = {"targets": [1]}
+    assert case.names == ["the place in question"]
+
+
+def test_a_view_that_is_too_large_to_zoom_is_cropped() -> None:
+    for side, tool in ((600, "zoom"), (8000, "crop")):
+        image = EncodedImage(encode(np.zeros((side // 8, side, 3), np.uint8)))
+        box = (0.45, 0.4, 0.55, 0.5)
+        sample = Sample(
+            "k", image, "What is it?", (), "a cup", (Region("cup", box),), "attribute", "t", "CC0", {"targets": [0]}
+        )
+        case = Case(sample, frozenset({"crop", "zoom"}), Voice(np.random.default_rng(0)))
+        assert next(look(case, 0, "I look.", "the cup")).call.tool == tool
+
+
 def test_a_coco_file_that_other_libraries_wrote(tmp_path: Path) -> None:
     """pycocowriter writes it, COCO's own pycocotools makes its RLE masks and reads it back as the oracle."""
     names = {3: "bowl", 18: "cup", 61: "plate", 90: "spoon"}
@@ -210,7 +283,9 @@ def test_a_coco_file_that_other_libraries_wrote(tmp_path: Path) -> None:
         packed["counts"] = packed["counts"].decode()
         polygon = [[float(v) for v in (x, y, x + width, y, x + width, y + height, x, y + height)]]
         box, shape = tuple(coco_masks.toBbox(packed)), packed if crowd or number % 2 else polygon
-        annotations.append(coco.COCOAnnotation(image, 900100 + 7 * number, category, box, 1.0, shape, crowd))
+        annotations.append(
+            coco.COCOAnnotation(image, 900100 + 7 * number, category, box, float(width * height), shape, crowd)
+        )
     images = [coco.COCOImage(i, f"{i:012}.jpg", 160, 120, license=1) for i in (139, 285)]
     licenses = [coco.COCOLicense("CC0-1.0", 1)]
     categories = [coco.COCOCategory(name, key, "kitchen") for key, name in names.items()]
@@ -575,6 +650,15 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"names": ["cat", "dog"]}, "1 boxes but 2 labels"),
     ({"kind": "nearest"}, "the skill 'nearest' is none of"),
 ]
+
+
+def test_options_in_one_text_are_not_taken_letter_by_letter(tmp_path: Path) -> None:
+    picture = {"bytes": encode(np.zeros((40, 40, 3), np.uint8)), "path": None}
+    row = {"image": picture, "question": "What is it?", "choices": "A. cat B. dog", "answer": "B"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    good, bad = samples(f"parquet:{tmp_path / 'rows.parquet'}")
+    assert not good
+    assert "the column choices holds 'A. cat B. dog', which is no list" in str(bad)
 
 
 @pytest.mark.parametrize(("change", "reason"), BAD_ROWS)

@@ -181,6 +181,16 @@ def test_other_turns_keep_the_corners_on_a_grey_ground(toolbox: Toolbox) -> None
     assert abs(int((turned > 200).all(2).sum()) - white[..., 0].size) < 200
 
 
+def test_turns_that_grow_beyond_the_limit_are_refused(toolbox: Toolbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pearl.tools.rotate as module
+
+    monkeypatch.setattr(module, "MAX_PIXELS", 40 * 60)
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    assert shown(use(toolbox, "rotate", pixels, degrees=90.0)).shape == (60, 40, 3)
+    (turned,) = toolbox.execute([(ToolCall("rotate", {"image": 0, "degrees": 45.0}), [Picture(pixels)])])
+    assert "would have 71×71 pixels, more than 2,400" in turned.text
+
+
 def test_a_small_turn_goes_counter_clockwise_like_a_quarter_turn(toolbox: Toolbox) -> None:
     """A dot on the right of the middle moves up."""
     dot = np.zeros((101, 101, 3), np.uint8)

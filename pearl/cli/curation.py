@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
@@ -201,6 +202,8 @@ def _numbers(text: str, option: str) -> dict[str, float]:
     found = dict[str, float]()
     for pair in _names(text):
         name, _, value = (part.strip() for part in pair.partition("="))
+        if name in found:
+            raise typer.BadParameter(f"{option} {text!r}: {name} stands there twice")
         try:
             found[name] = float(value)
         except ValueError as error:
@@ -212,6 +215,8 @@ def _folders(specs: list[str]) -> dict[str, Path]:
     pairs = [spec.partition("=") for spec in specs]
     if any(not (name and folder) for name, _, folder in pairs):
         raise typer.BadParameter(f"--bench {' '.join(specs)}: expected name=FOLDER")
+    if twice := [name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1]:
+        raise typer.BadParameter(f"--bench {' '.join(specs)}: {twice[0]} stands there twice")
     return {name: Path(folder).expanduser() for name, _, folder in pairs}
 
 

@@ -65,9 +65,7 @@ def generate(
     with _locked(directory):
         _admit(directory, settings, policy)  # again: another process may have been here meanwhile
         if policy.overwrite:
-            for source in config.open_sources():
-                next(iter(source.items()), None)  # a source that cannot be listed must not cost the old data
-            directory.clear()
+            _replace(directory, config, settings)
         directory.sweep()
         if (manifest := _complete(directory)) is not None:
             return manifest
@@ -94,6 +92,19 @@ def _plan(directory: RunDirectory, config: GenerateConfig, settings: dict[str, A
     except (SourceError, RunError):
         directory.remove()
         raise
+
+
+def _replace(directory: RunDirectory, config: GenerateConfig, settings: dict[str, Any]) -> None:
+    """Clears the folder when the new plan is made: sources that cannot be listed must not cost the old data."""
+    listed = directory.run / ".plan.tmp"
+    try:
+        if directory.write_plan(config.open_sources(), config.shard_size, listed) == 0:
+            raise RunError("the sources hold no sample")
+        directory.clear()
+        write_json(directory.settings, settings)
+        listed.replace(directory.plan)
+    finally:
+        listed.unlink(missing_ok=True)
 
 
 def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPolicy) -> None:
@@ -125,8 +136,11 @@ def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPoli
 
 
 def _is_occupied(path: Path) -> bool:
-    """A file, or a folder with a file in it: empty folders and a lock may be left of a run that never began."""
-    return path.is_file() or any(inner.is_file() for inner in path.rglob("*") if inner.name != "lock")
+    """A file, or a folder with a file in it: of a run that never began empty folders, a lock and an unfinished plan may
+    be left."""
+    return path.is_file() or any(
+        inner.is_file() for inner in path.rglob("*") if inner.name != "lock" and not inner.match(".*.tmp")
+    )
 
 
 def _differences(old: Any, new: Any, where: str = "") -> str:

@@ -101,9 +101,10 @@ class RunDirectory:
                 folder.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
-        """Deletes what an earlier run made here, but for its lock, and a planner's replies, which were paid for."""
+        """Deletes what an earlier run made here, but for its lock, a planner's replies, which were paid for, and its
+        settings, without which the folder would be no run's."""
         with faults_explained(self.root):
-            for path in filter(None, (self.manifest, self.plan, self.settings, self.ledger, self.single_file)):
+            for path in filter(None, (self.manifest, self.plan, self.ledger, self.single_file)):
                 path.unlink(missing_ok=True)
             for folder in (self.data, *(self.run / name for name in PER_SHARD)):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -123,8 +124,8 @@ class RunDirectory:
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
 
-    def write_plan(self, sources: Iterable[Source], shard_size: int | None) -> int:
-        """Lists all sources into the plan, one row group a shard; the number of samples.
+    def write_plan(self, sources: Iterable[Source], shard_size: int | None, plan: Path | None = None) -> int:
+        """Lists all sources into the plan (or that file), one row group a shard; the number of samples.
 
         Without `shard_size` a shard holds `SHARD_SIZE` samples; a run too small for `FEW_SHARDS` of them gets
         smaller ones, so that workers share it and progress shows.
@@ -133,7 +134,7 @@ class RunDirectory:
         head = list(islice(rows, FEW_SHARDS * SHARD_SIZE))
         size = shard_size or min(SHARD_SIZE, max(8, math.ceil(len(head) / FEW_SHARDS)))
         everything, total = chain(head, rows), 0
-        with whole(self.plan) as partial, pq.ParquetWriter(partial, _PLAN, compression="zstd") as writer:
+        with whole(plan or self.plan) as partial, pq.ParquetWriter(partial, _PLAN, compression="zstd") as writer:
             while shard := list(islice(everything, size)):
                 for row in shard:
                     row["shard"] = total // size

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pearl.images import ImageError, header
+from pearl.images import MOST_PIXELS, ImageError, header
 from pearl.parquet import TrajectoryWriter
 from pearl.pipelines.config import GenerateConfig, trajectory_id
 from pearl.pipelines.endpoint.config import EndpointConfig
@@ -96,6 +96,8 @@ class ShardMaker:
         if rollout.differences:
             write_lines(self.directory.differences(number), map(asdict, rollout.differences))
             marker["reexecuted"] = dict(Counter(difference.outcome for difference in rollout.differences))
+        if self.crew:
+            self.crew.client.settle()
         write_json(self.directory.marker(number), marker)
         pa.default_memory_pool().release_unused()
         return marker
@@ -193,7 +195,7 @@ def _pixels(read: tuple[str, Sample] | Refusal) -> int:
 
 def _size(image: EncodedImage) -> int:
     try:
-        width, height = header(image.data)
+        width, height = header(image.data, MOST_PIXELS)
     except ImageError:
         return 0
     return width * height

@@ -9,13 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pearl.images import ImageError, decode
+from pearl.images import MOST_PIXELS, ImageError, decode
 from pearl.parquet import DataError, from_row, open_parquet, read_group, resolve
 from pearl.records import Trajectory
 from pearl.tools import ToolError, ToolUnavailable, parse_arguments, tool_class
-
-MAX_PIXELS = 178_000_000
-"""Generous: a dataset may have been made with a higher limit than the default one. It is about Pillow's own."""
 
 
 def validate_data(data: str) -> tuple[int, list[str]]:
@@ -66,7 +63,7 @@ def _key(data: bytes) -> bytes:
 
 def _picture_problem(data: bytes) -> str | None:
     try:
-        decode(data, MAX_PIXELS)
+        decode(data, MOST_PIXELS)
     except ImageError as error:
         return str(error)
     return None

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from pearl.images import Picture
-from pearl.tools.base import PictureTool, ToolArguments, ToolResult
+from pearl.images import MAX_PIXELS, Picture
+from pearl.tools.base import PictureTool, ToolArguments, ToolError, ToolResult
 
 
 class RotateArguments(ToolArguments):
@@ -35,6 +35,8 @@ def _turn(pixels: np.ndarray, degrees: float) -> np.ndarray:
     height, width = pixels.shape[:2]
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
     new_width, new_height = math.ceil(width * cos + height * sin), math.ceil(width * sin + height * cos)
+    if new_width * new_height > MAX_PIXELS:
+        raise ToolError(f"the turned image would have {new_width}×{new_height} pixels, more than {MAX_PIXELS:,} in all")
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
     matrix[:, 2] += ((new_width - width) / 2, (new_height - height) / 2)
     return cv2.warpAffine(

@@ -69,7 +69,7 @@ class BenchmarkFolder:
     Attributes:
         images: Its distinct images; `places` says where each is.
         questions: Where each question (see `asked`) is.
-        unreadable: Files that could not be read.
+        unreadable: What could not be read or decoded, and tables in which nothing could be compared.
 
     Raises:
         CurationError: it holds neither images nor questions.
@@ -82,6 +82,7 @@ class BenchmarkFolder:
         self.images, self.places = ImageIndex(perceptual=True), list[str]()
         self.questions = dict[str, str]()
         self.unreadable = list[str]()
+        self._compared = 0
         for path in sorted(folder.rglob("*")):
             where = path.relative_to(folder)
             if path.is_file() and not any(part.startswith(".") for part in where.parts):
@@ -96,16 +97,21 @@ class BenchmarkFolder:
         try:
             if kind in IMAGE_SUFFIXES:
                 self._add_image(path.read_bytes(), where)
-            elif kind == ".parquet":
-                self._add_rows(_parquet_rows(path), where)
-            elif kind in _TABLES:
-                self._add_rows(_TABLES[kind](path), where)
+            elif kind == ".parquet" or kind in _TABLES:
+                before = self._compared
+                self._add_rows((_parquet_rows if kind == ".parquet" else _TABLES[kind])(path), where)
+                if self._compared == before:
+                    self.unreadable.append(f"{where}: no image and no column named {' or '.join(TEXT_COLUMNS)}")
         except (OSError, ValueError, csv.Error, pa.ArrowException, RecursionError) as error:
             self.unreadable.append(f"{where}: {' '.join(str(error).split())}")
 
     def _add_image(self, data: bytes, where: str) -> None:
+        self._compared += 1
+        before = self.images.unreadable
         if self.images.add(data) == len(self.places):
             self.places.append(where)
+        if self.images.unreadable > before:
+            self.unreadable.append(f"{where}: cannot be decoded, and is compared by its bytes alone")
 
     def _add_rows(self, rows: Iterable[Mapping[str, Any]], file: str) -> None:
         for number, row in enumerate(rows, start=1):
@@ -115,6 +121,7 @@ class BenchmarkFolder:
     def _add_value(self, name: str, value: Any, where: str) -> None:
         if isinstance(value, str):
             if name.strip().lower() in TEXT_COLUMNS and (question := asked(value)):
+                self._compared += 1
                 self.questions.setdefault(question, where)
             return
         for one in value if isinstance(value, list) else [value]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pearl.files import whole_file
-from pearl.images import ImageError, header
+from pearl.images import MOST_PIXELS, ImageError, header
 from pearl.parquet import DataError, TrajectoryWriter, read_trajectories
 from pearl.pipelines.curation.rows import CurationError, lineage, refuse_existing
 from pearl.records import Trajectory
@@ -110,7 +110,7 @@ def _tests(
 
 def _size_tests(trajectory: Trajectory, wanted: Filter) -> Iterator[tuple[str, bool]]:
     try:
-        width, height = header(trajectory.image.data)
+        width, height = header(trajectory.image.data, MOST_PIXELS)
     except ImageError:
         yield "unreadable image", True
         return

@@ -50,7 +50,8 @@ class Split:
 
 
 def split_data(data: str | Path, out: Path, split: Split) -> dict[str, int]:
-    """Writes the folder `out` with a file a part, `train.parquet`, …; the number of rows by part.
+    """Writes the folder `out` with a file a part, `train-00000-of-00001.parquet`, …: a split for `datasets`, for `PLACE:train`
+    and for the Hub. The number of rows by part.
 
     Where an image goes depends on its bytes and the seed alone, so shares are met on average, and data that is added
     later moves nothing that was there (with `near`, only what it ties together).
@@ -70,7 +71,8 @@ def split_data(data: str | Path, out: Path, split: Split) -> dict[str, int]:
     made_by = lineage("split", settings, [data])
     with whole_folder(out) as folder, ExitStack() as stack:
         writers = [
-            stack.enter_context(RowWriter(folder / f"{name}.parquet", {**made_by, "part": name})) for name in names
+            stack.enter_context(RowWriter(folder / f"{name}-00000-of-00001.parquet", {**made_by, "part": name}))
+            for name in names
         ]
         copy_rows(files, parts, writers)
     return {name: counts[number] for number, name in enumerate(names)}

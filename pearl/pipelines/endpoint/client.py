@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx2 as httpx
@@ -67,7 +66,8 @@ class Client:
         self._key = config.key()
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._doubtful: list[Path] = []
+        self._doubtful: dict[str, str] = {}
+        self._unanswered_in_a_row = 0
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -99,9 +99,19 @@ class Client:
             self._give_up(key, fault)
         with self._lock:
             self.cache.keep(key, reply)
-            self._doubtful.clear()
+            self._unanswered_in_a_row = 0  # the server does answer, so it was these requests
+            self._keep_unanswered()
         self.ledger.answered(reply.tokens)
         return reply
+
+    def settle(self) -> None:
+        """Keeps what is left unanswered: what was made without it is finished."""
+        with self._lock:
+            self._keep_unanswered()
+
+    def _keep_unanswered(self) -> None:
+        while self._doubtful:
+            self.cache.keep_unanswered(*self._doubtful.popitem())
 
     def stop(self) -> None:
         """Ends all waiting; requests in flight still get their replies, which are kept."""
@@ -197,17 +207,17 @@ class Client:
         self._leave(key, f"{fault.kind}, tried {1 + self.config.retries} times: {fault.detail}")
 
     def _leave(self, key: str, reason: str) -> NoReturn:
-        """Keeps it as unanswered, so that a rerun is the same; forgets it if no request is answered any more.
+        """Keeps it as unanswered, so that a rerun is the same, but not before another request is answered or `settle`: until
+        then it may be the server.
 
         Raises:
             Unanswered
             RunError: it is the server.
         """
         with self._lock:
-            self._doubtful.append(self.cache.keep_unanswered(key, reason))
-            if len(self._doubtful) > MAX_UNANSWERED:
-                for path in self._doubtful:
-                    path.unlink(missing_ok=True)
+            self._doubtful[key] = reason
+            self._unanswered_in_a_row += 1
+            if self._unanswered_in_a_row > MAX_UNANSWERED:
                 raise RunError(f"{self.config.completions}: nothing is answered any more; the last fault: {reason}")
         self.ledger.unanswered()
         raise Unanswered(reason)

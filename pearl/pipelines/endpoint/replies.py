@@ -130,6 +130,5 @@ class ReplyCache:
     def keep(self, key: str, reply: Reply) -> None:
         write_json(self.path(key), asdict(reply))
 
-    def keep_unanswered(self, key: str, reason: str) -> Path:
+    def keep_unanswered(self, key: str, reason: str) -> None:
         write_json(self.path(key), {"unanswered": reason})
-        return self.path(key)

@@ -8,10 +8,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from pearl.images import MOST_PIXELS, header
 from pearl.pipelines.errors import Rejected, Unsolvable
 from pearl.pipelines.experts.voice import Voice
 from pearl.records import Box, Region, Sample, ToolCall
 from pearl.tools.base import ToolResult
+from pearl.tools.zoom import MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Case:
         if not self.tools.intersection(tools):
             raise Unsolvable(f"needs {' or '.join(tools)}")
 
+    def fits_zoom(self, box: Box) -> bool:
+        """Whether `zoom` takes the box: of a large picture it may have too many pixels already."""
+        width, height = header(self.sample.image.data, MOST_PIXELS)
+        return max((box[2] - box[0]) * width, (box[3] - box[1]) * height) < MAX_SIDE - 2
+
     def region(self, index: int) -> Region:
         return self.sample.regions[index]
 
@@ -74,13 +81,13 @@ class Case:
 
     @property
     def names(self) -> list[str]:
-        """What the question calls its targets: by their labels, with numbers where several share one; without its
-        label where there is one target and its label would give the answer away."""
+        """What the question calls its targets: by their labels, with numbers where several share one; without a label
+        that would give the answer away."""
         if self.query.get("names"):
             return list(self.query["names"])
+        told = _words(self.sample.answer) - _words(self.sample.question)
         labels = [self.region(i).label for i in self.targets]
-        if len(labels) == 1 and _words(labels[0]) & _words(self.sample.answer) - _words(self.sample.question):
-            return ["the place in question"]
+        labels = ["place in question" if _words(label) & told else label for label in labels]
         return [
             f"the {label}" if labels.count(label) == 1 else f"{label} {labels[: place + 1].count(label)}"
             for place, label in enumerate(labels)

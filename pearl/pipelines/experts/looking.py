@@ -24,7 +24,7 @@ def look(case: Case, index: int, thought: str, name: str, *, patient: bool = Fal
     case.needs("crop", "zoom")
     box = case.region(index).box
     factor = min(6, max(1, round(0.35 / side(padded(box)))))
-    if "zoom" in case.tools and (factor > 1 or "crop" not in case.tools):
+    if "zoom" in case.tools and (("crop" not in case.tools) or (factor > 1 and case.fits_zoom(padded(box)))):
         yield from case.act(thought, "zoom", image=0, box=list(padded(box)), factor=float(factor))
     elif patient and side(box) < TINY:
         outer = padded(box, margin=1.5, least=0.25)

@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 from PIL import ExifTags, Image
 
 from pearl.files import whole_folder
-from pearl.images import decode, encode
+from pearl.images import MOST_PIXELS, decode, encode
 from pearl.pipelines.exporters.messages import ExportError, Message, Row, named
 from pearl.records import EncodedImage
 
 DATA = "data.jsonl"
 MANIFEST = "export.json"
 IMAGES = "images"
+INLINE = ("jpeg", "png", "webp", "gif")
+"""What services take in a data URI; anything else goes as PNG."""
 
 
 class Exporter(ABC):
@@ -133,6 +135,8 @@ class ImageFolder:
     def put(self, image: EncodedImage) -> str:
         data, kind = upright(image.data)
         if self._inline:
+            if kind not in INLINE:
+                data, kind = _encoded_anew(data, kind)
             return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         name = sha256(data).hexdigest()[:32]
         reference = f"{IMAGES}/{name[:2]}/{name}.{'jpg' if kind == 'jpeg' else kind}"
@@ -165,13 +169,18 @@ def upright(data: bytes) -> tuple[bytes, str]:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            kind = (image.format or "png").lower()
+            kind = (image.format or "png").lower().replace("mpo", "jpeg")  # of several pictures the first
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except Exception:  # Pillow raises anything
         return data, "png"
     if not turned:
         return data, kind
-    return (encode(decode(data)), "jpeg") if kind == "jpeg" else (encode(decode(data), "png"), "png")
+    return _encoded_anew(data, kind)
+
+
+def _encoded_anew(data: bytes, kind: str) -> tuple[bytes, str]:
+    pixels = decode(data, MOST_PIXELS)
+    return (encode(pixels), "jpeg") if kind == "jpeg" else (encode(pixels, "png"), "png")
 
 
 def with_placeholders(message: Message, placeholder: str = "<image>") -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from pearl.drawing import pixel_box
-from pearl.images import ImageError, header
+from pearl.images import MOST_PIXELS, ImageError, header
 from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import DataFile, Row, content_hash, data_files, fetch, listed
@@ -181,7 +181,7 @@ def size_of(image: EncodedImage) -> tuple[int, int]:
         BadRecord
     """
     try:
-        return header(image.data)
+        return header(image.data, MOST_PIXELS)
     except ImageError as error:
         raise BadRecord(f"{image.path}: {error}") from error
 

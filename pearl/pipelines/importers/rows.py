@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pearl.pipelines.importers.images import check_images
-from pearl.pipelines.sources.base import BadRecord, SourceError
+from pearl.pipelines.sources.base import BadRecord, SourceError, refuse_faults_of_the_machine
 from pearl.pipelines.sources.tables import MAX_GROUP_BYTES
 
 Row = Mapping[str, Any]
@@ -119,6 +119,7 @@ def fetch(file: DataFile, record: Mapping[str, Any], columns: tuple[str, ...]) -
 
     Raises:
         BadRecord: the file is damaged there, or has changed since.
+        SourceError: the machine or its file system is at fault.
     """
     if "row" in record:
         row: Row = record["row"]
@@ -127,6 +128,8 @@ def fetch(file: DataFile, record: Mapping[str, Any], columns: tuple[str, ...]) -
         table = _row_group(str(file.path), record["group"], columns)
         return dict(table.slice(record["index"], 1).to_pylist()[0])
     except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
+        if isinstance(error, OSError):
+            refuse_faults_of_the_machine(error, file.path.parent)
         reason = " ".join(str(error).split())
         raise BadRecord(f"{file.name} is damaged in row group {record['group']}: {reason}") from error
 

@@ -168,18 +168,19 @@ def _split_by_names(data: str, split: str | None, shard_bytes: int) -> list[Spli
 def _make_split(name: str, data: str, files: Sequence[Path], shard_bytes: int) -> Split:
     if not _SPLIT_NAME.fullmatch(name):
         raise PublishError(f"{name!r} is no name of a split: letters, digits and _")
-    opened = [open_parquet(file) for file in files]
     parts: list[tuple[Path, range | None, int]] = [(file, None, file.stat().st_size) for file in files]
-    if len(files) == 1 and parts[0][2] > shard_bytes:
-        parts = [(files[0], groups, size) for groups, size in _cut(opened[0], shard_bytes)]
+    rows = memory = 0
+    for file in files:
+        with open_parquet(file) as opened:  # one at a time: a process may not open thousands
+            rows, memory = rows + opened.metadata.num_rows, memory + _memory(opened)
+            if len(files) == 1 and parts[0][2] > shard_bytes:
+                parts = [(file, groups, size) for groups, size in _cut(opened, shard_bytes)]
     total = len(parts)
     shards = tuple(
         Shard(f"data/{name}-{number:05d}-of-{total:05d}.parquet", file, groups, size)
         for number, (file, groups, size) in enumerate(parts)
     )
-    return Split(
-        name, data, tuple(files), shards, sum(one.metadata.num_rows for one in opened), sum(map(_memory, opened))
-    )
+    return Split(name, data, tuple(files), shards, rows, memory)
 
 
 def _cut(file: pq.ParquetFile, shard_bytes: int) -> list[tuple[range, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from pearl.scenes.layout import Split
 from pearl.tools import Toolbox
 
 MAX_FILE_BYTES = 1_000_000_000
+_MACHINE_AT_FAULT = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ETIMEDOUT)
 ANNOTATORS = ("detect", "segment", "ocr", "depth")
 
 
@@ -171,6 +173,7 @@ def read_image(root: Path, relative: str, max_pixels: int) -> EncodedImage:
 
     Raises:
         BadRecord: it is missing, unreadable, too large, or lies outside `root`.
+        SourceError: the machine or its file system is at fault, and not this image.
     """
     path = inside(root, relative)
     try:
@@ -178,12 +181,22 @@ def read_image(root: Path, relative: str, max_pixels: int) -> EncodedImage:
             raise BadRecord(f"{relative}: {size:,} bytes are more than the limit of {MAX_FILE_BYTES:,}")
         data = path.read_bytes()
     except OSError as error:
+        refuse_faults_of_the_machine(error, root)
         raise BadRecord(f"{relative}: cannot be read: {error.strerror or error}") from error
     try:
         header(data, max_pixels)
     except ImageError as error:
         raise BadRecord(f"{relative}: {error}") from error
     return EncodedImage(data, Path(relative).name)
+
+
+def refuse_faults_of_the_machine(error: OSError, root: Path) -> None:
+    """
+    Raises:
+        SourceError: it is not one file below `root` that cannot be read: nothing there can.
+    """
+    if error.errno in _MACHINE_AT_FAULT or not root.is_dir():
+        raise SourceError(f"{root} cannot be read: {error.strerror or error}; --resume goes on") from error
 
 
 def listing_hash(root: Path, names: Iterable[str]) -> str:

@@ -15,6 +15,10 @@ from pearl.records import Box, Region
 from pearl.tools.depth import SURE
 
 MIN_SIDE = 0.03
+LARGER, LARGER_BY_BOX = 1.6, 3.2
+"""How many times larger an object's box must be; where nothing but boxes is known, of which objects fill a third or all,
+the latter."""
+LARGER_ITSELF = 1.4
 MAX_COUNTED = 4
 MAX_LOOKED_AT = 4
 MAX_QUOTED = 32
@@ -29,7 +33,8 @@ class Annotated:
 
     Attributes:
         regions: Those with an attribute `text` are lines of text; an attribute `nearness`, from 0 (farthest) to 1, says
-            which of two is closer.
+            which of two is closer; an attribute `area`, in the unit of the others, how much of the picture the object
+            itself takes up.
         crowded: Labels about which nothing can be asked, because a crowd of them is there or it is unsure which regions
             bear them.
         uncounted: Labels that name a region, but that no question of number or presence is about.
@@ -55,33 +60,35 @@ def questions_from_boxes(
 
 
 def _counting(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    """The number is drawn before the label, as ones are the commonest."""
     counts = Counter(region.label for region in image.regions)
     closed = image.crowded | image.uncounted
-    fitting = sorted(n for n, k in counts.items() if k <= MAX_COUNTED and n not in closed)
-    for name in _shuffled(rng, fitting):
-        matches = [i for i, region in enumerate(image.regions) if region.label == name]
-        if all(_is_visible(image.regions[i].box) for i in matches):
-            lowest = max(0, len(matches) - int(rng.integers(0, 4)))
-            choices = [str(n) for n in range(lowest, lowest + 4)]
-            query = {"matches": matches, "plural": f"instances of “{name}”"}
-            return _asked("counting", f"How many instances of “{name}” are there?", choices, str(len(matches)), query)
-    return None
+    hidden = {region.label for region in image.regions if not _is_visible(region.box)}
+    fitting = sorted(n for n, k in counts.items() if k <= MAX_COUNTED and n not in closed | hidden)
+    if not fitting:
+        return None
+    count = int(rng.choice(sorted({counts[name] for name in fitting})))
+    name = str(rng.choice([name for name in fitting if counts[name] == count]))
+    matches = [i for i, region in enumerate(image.regions) if region.label == name]
+    query = {"matches": matches, "plural": f"instances of “{name}”"}
+    choices = [str(n) for n in range(1, MAX_COUNTED + 1)]
+    return _asked("counting", f"How many instances of “{name}” are there?", choices, str(count), query)
 
 
 def _presence(image: Annotated, categories: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    """Only where both answers are possible, so that being asked says nothing."""
     here = {region.label for region in image.regions} | image.crowded
     present = [i for i, region in enumerate(image.regions) if region.label not in image.uncounted]
     looked_at = [i for i in present if _is_visible(image.regions[i].box)]
     absent = [name for name in categories if name not in here]
-    if rng.random() < 0.5:
-        matches = _shuffled(rng, [i for i in looked_at if image.regions[i].label not in image.crowded])[:1]
-        if not matches:
-            return None
-        name, answer, candidates = image.regions[matches[0]].label, "yes", matches
-    elif absent and 0 < len(looked_at) == len(present) <= MAX_LOOKED_AT:
-        name, answer, candidates, matches = str(rng.choice(absent)), "no", looked_at, []
-    else:
+    certain = [i for i in looked_at if image.regions[i].label not in image.crowded]
+    if not (absent and certain and len(looked_at) == len(present) <= MAX_LOOKED_AT):
         return None
+    if rng.random() < 0.5:
+        matches = candidates = _shuffled(rng, certain)[:1]
+        name, answer = image.regions[matches[0]].label, "yes"
+    else:
+        name, answer, candidates, matches = str(rng.choice(absent)), "no", looked_at, []
     query = {"candidates": candidates, "matches": matches, "name": name}
     return _asked("existence", f"Can “{name}” be seen in the picture?", ["yes", "no"], answer, query)
 
@@ -99,13 +106,26 @@ def _left_or_right(image: Annotated, _: Sequence[str], rng: np.random.Generator)
 
 def _larger(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     for first, second in _pairs(image, rng):
-        areas = [area(image.regions[i].box) for i in (first, second)]
-        if max(areas) > 1.6 * min(areas):
-            query = {**_two(image, first, second), "by": "size"}
-            names = query["names"]
-            text = f"Which takes up more of the picture, {names[0]} or {names[1]}?"
-            return _asked("comparison", text, names, names[0] if areas[0] > areas[1] else names[1], query)
+        if _is_larger(image.regions[first], image.regions[second]):
+            larger = 0
+        elif _is_larger(image.regions[second], image.regions[first]):
+            larger = 1
+        else:
+            continue
+        query = {**_two(image, first, second), "by": "size"}
+        names = query["names"]
+        text = f"Which takes up more of the picture, {names[0]} or {names[1]}?"
+        return _asked("comparison", text, names, names[larger], query)
     return None
+
+
+def _is_larger(one: Region, other: Region) -> bool:
+    """For certain: by its box, and itself. Lines of text fill their boxes."""
+    by_box = area(one.box) / area(other.box)
+    known = one.attributes.keys() & other.attributes.keys()
+    if "area" in known:
+        return by_box > LARGER and float(one.attributes["area"]) > LARGER_ITSELF * float(other.attributes["area"])
+    return by_box > (LARGER if "text" in known else LARGER_BY_BOX)
 
 
 def _closer(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ class Coco(Source):
 
     Boxes become fractions of the image's own size as the file states it. Crowd regions (`iscrowd`) stand for no single
     object: nothing is asked about their category in that image, nor about that of a refused annotation. Masks
-    (polygons, RLE) are not needed and not read.
+    (polygons, RLE) are not read; their `area` is.
     """
 
     name = "coco"
@@ -218,7 +218,7 @@ class CocoIndex:
                 raise BadRecord(f"the annotation id {key!r} stands there twice")
             else:
                 box = _fractions(annotation.get("bbox"), self.images[image_id]["size"], key)
-                self._regions[image_id][key] = Region(name, box)
+                self._regions[image_id][key] = Region(name, box, _area(annotation.get("area")))
         except BadRecord as error:
             self._bad[image_id, key] = str(error)
             if category in self.categories:
@@ -234,6 +234,12 @@ class CocoIndex:
 def _key(value: Any) -> Any:
     """An id as a dictionary's key: numbers, text and nothing as they are, anything else (a list, …) as its text."""
     return value if isinstance(value, int | float | str | None) else repr(value)
+
+
+def _area(pixels: Any) -> dict[str, str]:
+    """How much of the picture a mask takes up, where the file says it."""
+    known = isinstance(pixels, int | float) and not isinstance(pixels, bool) and 0 < pixels < 1e12
+    return {"area": str(pixels)} if known else {}
 
 
 def _fractions(box: Any, size: list[int], key: Any) -> tuple[float, float, float, float]:

@@ -133,7 +133,7 @@ class ParquetRows(Source):
     def _sample(self, key: str, values: Mapping[str, Any]) -> Sample:
         image = _image(values["image"])
         size = header(image.data, self.options.max_pixels)
-        choices = tuple(str(choice) for choice in values["choices"] or ())
+        choices = tuple(str(choice) for choice in _listed(values["choices"], "choices"))
         if not values["question"] or values["answer"] in (None, ""):
             raise BadRecord("the question or the answer is empty")
         answer = str(values["answer"])
@@ -212,10 +212,21 @@ def _depth(value: Any, size: tuple[int, int], max_pixels: int) -> np.ndarray | N
     return depth
 
 
+def _listed(values: Any, column: str) -> list[Any]:
+    """
+    Raises:
+        BadRecord: a text, say, which would be taken letter by letter.
+    """
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise BadRecord(f"the column {column} holds {str(values)[:40]!r}, which is no list")
+    return values
+
+
 def _regions(boxes: Any, labels: Any, size: tuple[int, int]) -> tuple[Region, ...]:
-    if boxes is None:
-        return ()
-    names = ["region"] * len(boxes) if labels is None else labels
+    boxes = _listed(boxes, "boxes")
+    names = ["region"] * len(boxes) if labels is None else _listed(labels, "labels")
     if len(names) != len(boxes):
         raise BadRecord(f"{len(boxes)} boxes but {len(names)} labels")
     regions = []
