@@ -30,8 +30,8 @@ demo: $(VENV)/.demo
 	$(BIN)/pearl-gen trajectories --tools crop,depth --out $(DEMO)/traj.parquet --overwrite
 	$(BIN)/pearl-gen view $(DEMO)/traj.parquet --out $(DEMO)/trajectories.html
 	rm -rf $(DEMO)/training $(DEMO)/evaluation
-	$(BIN)/pearl-train --data $(DEMO)/traj.parquet --max-steps 40 --out $(DEMO)/training
-	$(BIN)/pearl-eval run vlm-nano $(DEMO)/training/model --limit 10 --opening Answer: --out $(DEMO)/evaluation
+	$(BIN)/pearl-train --data $(DEMO)/traj.parquet --direct-weight 1 --max-steps 40 --out $(DEMO)/training
+	$(BIN)/pearl-eval run vlm-nano $(DEMO)/training/model --limit 10 --out $(DEMO)/evaluation
 	@echo
 	@echo "The dataset:     $(DEMO)/traj.parquet"
 	@echo "Look at it:      open $(DEMO)/trajectories.html in a browser"

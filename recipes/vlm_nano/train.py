@@ -61,12 +61,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("objects", 100, 1.5e-3, seeing=False),
+    Stage("objects", 75, 1.5e-3, seeing=False),
     Stage("cells", 5, 1e-3, seeing=False),
-    Stage("crops", 20, 1.5e-3, seeing=True),
-    Stage("sight", 60, 8e-4, seeing=True),
+    Stage("crops", 15, 1.5e-3, seeing=True),
+    Stage("sight", 45, 8e-4, seeing=True),
     Stage("heads", 0, 3e-3, seeing=True, told=3),
-    Stage("joint", 155, 8e-4, seeing=True, cropping=0.6, told=2),
+    Stage("joint", 130, 8e-4, seeing=True, cropping=0.6, told=2),
     Stage("closer", 20, 4e-4, seeing=True, cropping=1.0, questions=6),
 )
 
