@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pearl.trainer.config import TrainConfig
@@ -22,10 +24,30 @@ PANELS = {
     "effective rank": ("predicted_rank", "target_rank"),
     "spread": ("predicted_spread", "target_spread"),
 }
+WINDOW = 20
+"""Updates whose mean is drawn."""
+DISTANCES = ("cosine", "infonce")
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Each panel's figures over the updates."""
+def figures_of(distance: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a training logged at each update."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            data=options.data, model=options.model, out=f"{folder}/run", max_steps=options.steps,
+            learning_rate=options.learning_rate, batch_size=8, save_steps=0,
+            objective_options={"jepa_distance": distance},
+        )  # fmt: skip
+        train(config)
+        lines = [json.loads(line) for line in Path(config.out, "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def mean_over(lines: Sequence[Mapping[str, float]], name: str, updates: slice) -> float:
+    return fmean(line[name] for line in lines[updates] if name in line)
+
+
+def draw(found: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Each panel's figures over the updates, a colour a distance; dotted: the second of a panel."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,12 +55,16 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     for axis, (title, names) in zip(axes.flat, PANELS.items(), strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            axis.plot(*zip(*points, strict=True), label=name)
+        for number, (distance, lines) in enumerate(found.items()):
+            for name, style in zip(names, ("-", ":"), strict=False):
+                logged = [line for line in lines if name in line]
+                means = [mean_over(logged, name, slice(max(0, n - WINDOW), n)) for n in range(1, len(logged) + 1)]
+                axis.plot(
+                    [line["step"] for line in logged], means, style, color=f"C{number}", label=f"{name} ({distance})"
+                )
         axis.set_title(title)
         axis.set_xlabel("update")
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -49,16 +75,17 @@ def main() -> None:
     parser.add_argument("--model", help="default: vlm-nano")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--jepa-distance", nargs="+", default=DISTANCES)
     parser.add_argument("--out", type=Path, default=Path("docs/images/pearl_curves.png"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            data=options.data, model=options.model, out=f"{folder}/run", max_steps=options.steps,
-            learning_rate=options.learning_rate, batch_size=8, save_steps=0,
-        )  # fmt: skip
-        train(config)
-        lines = [json.loads(line) for line in Path(config.out, "log.jsonl").read_text().splitlines()]
-    draw([line for line in lines if "loss" in line], options.out)
+    found = {distance: figures_of(distance, options) for distance in options.jepa_distance}
+    draw(found, options.out)
+    print(f"means over the first and the last {WINDOW} updates that have them")
+    for distance, lines in found.items():
+        for name in (name for names in PANELS.values() for name in names):
+            logged = [line for line in lines if name in line]
+            ends = (mean_over(logged, name, part) for part in (slice(WINDOW), slice(-WINDOW, None)))
+            print(f"{distance} {name}: {' → '.join(f'{end:.3f}' for end in ends)}")
     print(f"the curves: {options.out}")
 
 

@@ -25,7 +25,7 @@ from recipes.results.jobs import DIRECT, SEARCH_UPDATES, STEPS, Job, table, vari
 from recipes.results.table import PAGE, put
 from recipes.results.work import chosen_rates, model_of, result
 
-ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS)
+ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS, f"{DIRECT}, external encoder")
 TRAJECTORIES = 256
 TALKATIVE = 3e-4
 """A learning rate of the search at which `lvr` and `mirage` do begin latents, as at their best rates they do not."""

@@ -71,6 +71,7 @@ VARIANTS = (
     _direct(f"{DIRECT}, K = 16", num_predictor_tokens=16),
     _direct(STEPS, seeds=OBJECTIVE_SEEDS, targets="steps"),
     _direct(f"{DIRECT}, external encoder", target_encoder=ENCODER),
+    _direct(f"{STEPS}, infonce", targets="steps", jepa_distance="infonce"),
     _direct(f"{DIRECT}, lambda = 1", lambda_=1.0),
     _direct(f"{STEPS}, lambda = 1", lambda_=1.0, targets="steps"),
     Variant("tools", "sft", mode="tools", trained_as="sft"),

@@ -30,6 +30,7 @@ COMPARED = {
     "pearl": OTHERS,
     DIRECT: OTHERS,
     STEPS: OTHERS,
+    f"{STEPS}, infonce": ("sft-answer", STEPS),
     f"{DIRECT}, longer": LONGER,
     f"{STEPS}, longer": LONGER,
     f"{DIRECT}, more data": MORE,
