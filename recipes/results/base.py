@@ -12,9 +12,15 @@ from pathlib import Path
 
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.models import limit_pixels, place_of
+from recipes.results.jobs import Variant
 
 BASE = Path("runs/results/base")
-MAX_PIXELS = 168 * 168
+SIDE = 168
+"""Of the images that it is given, in pixels."""
+
+
+def base_of(variant: Variant) -> Path:
+    return Path(place_of(None)) if variant.full_view else BASE
 
 
 def make(out: Path) -> None:
@@ -23,7 +29,7 @@ def make(out: Path) -> None:
 
     place = place_of(None)
     processor = AutoProcessor.from_pretrained(place)
-    limit_pixels(processor, place, None, MAX_PIXELS)
+    limit_pixels(processor, place, None, SIDE * SIDE)
     shutil.copytree(place, out, dirs_exist_ok=True)
     processor.save_pretrained(out)
 

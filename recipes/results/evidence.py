@@ -2,7 +2,7 @@
 
 Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
 `pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl` and of two models of the search, and where
-`tools` looks with its first calls; puts tables and curves into docs/results.md.
+`tools` looks with its first calls, and what the models' own view holds (`seen.py`); puts tables and curves into docs/results.md.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from statistics import fmean
 import torch
 
 from pearl.records import Box
-from recipes.results.base import BASE
-from recipes.results.data import DATA
-from recipes.results.jobs import DIRECT, SEARCH_UPDATES, STEPS, Job, table, variant
+from pearl.trainer.models import place_of
+from recipes.results.base import BASE, SIDE
+from recipes.results.data import DATA, SIZE
+from recipes.results.jobs import DIRECT, FULL_VIEW, SEARCH_UPDATES, STEPS, Job, table, variant
+from recipes.results.seen import crops_of_views, tokens_read
 from recipes.results.table import PAGE, put
 from recipes.results.work import chosen_rates, model_of, result
 
 ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS, f"{DIRECT}, external encoder")
+LOOKING = (
+    "sft-answer", DIRECT, STEPS, "sft-answer, much longer", f"{DIRECT}, much longer", f"{STEPS}, infonce, much longer",
+    f"sft-answer{FULL_VIEW}", f"{DIRECT}{FULL_VIEW}",
+)  # fmt: skip
+"""Whose visual tokens are read, beside those of the bases that they come from."""
 TRAJECTORIES = 256
 TALKATIVE = 3e-4
 """A learning rate of the search at which `lvr` and `mirage` do begin latents, as at their best rates they do not."""
@@ -51,6 +58,16 @@ def gains(models: dict[str, str]) -> str:
         cells = " | ".join(f"{row.before:.2f} | {row.after:.2f}" for row in rows)
         lines.append(f"| {rows[0].skill} | {rows[0].count} | {cells} |")
     return "\n".join(lines)
+
+
+def seen(models: dict[str, str]) -> str:
+    """What the bases say of crops of their own view, and what can be read from the visual tokens of all."""
+    from pearl.parquet import read_trajectories
+
+    trajectories = list(read_trajectories(DATA / "test.parquet"))
+    bases = {"base": (str(BASE), SIDE), f"base{FULL_VIEW}": (place_of(None), SIZE)}
+    places = {name: place for name, (place, _) in bases.items()}
+    return f"{crops_of_views(bases, trajectories)}\n\n{tokens_read({**places, **models}, trajectories)}"
 
 
 def boxes(results: Iterable[Path]) -> str:
@@ -109,15 +126,17 @@ def write(work: Path, page: Path) -> None:
         for name in ("lvr", "mirage")
     }
     asked = {**{name: first[name] for name in ASKED}, **searched}
+    looking = {name: first[name] for name in LOOKING}
     answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
     answers = {job.name: work / "evaluated" / job.name / "test" for job in answered}
-    needed = {job.name: model_of(job, work) for job in (first["sft"], *asked.values())}
+    needed = {job.name: model_of(job, work) for job in (first["sft"], *asked.values(), *looking.values())}
     if missing := [name for name, place in {**needed, **answers}.items() if not place.exists()]:
         raise SystemExit(
             f"not in {work}, where they were made: {', '.join(missing)}. To make them again remove their files in "
             "recipes/results/measured and run recipes.results.work"
         )
     put(page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], work))}))
+    put(page, "seen", seen({name: str(needed[job.name]) for name, job in looking.items()}))
     put(page, "boxes", boxes(answers.values()))
     models = {name: str(needed[job.name]) for name, job in asked.items()}
     put(page, "latents", latents(models, work / "evidence", page.parent / "images"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from recipes.results.encoder import FOLDER
 
 Phase = Literal["search", "table"]
-SEARCH_UPDATES, UPDATES, LONGER, BATCH_SIZE = 100, 200, 400, 8
+SEARCH_UPDATES, UPDATES, LONGER, MUCH_LONGER, BATCH_SIZE = 100, 200, 400, 1600, 8
 RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
@@ -17,6 +17,7 @@ DIRECT = "pearl, direct branch"
 STEPS = f"{DIRECT}, step targets"
 CONTROL = "sft and sft-answer"
 """What is left of it without JEPA and NextLat."""
+FULL_VIEW = ", full view"
 ENCODER = f"timm:local-dir:{FOLDER}"
 
 
@@ -26,12 +27,13 @@ class Variant:
 
     Attributes:
         objective: None: the base model, untrained.
-        like: The variant whose learning rate it takes; itself where it is searched for.
+        like: The variant whose learning rate it takes; none where it is searched for.
         mode: How the model answers; `opening` as in `pearl-eval run`.
         trained_as: The variant whose models it asks, where it trains none of its own.
         stages: Options of further trainings, each from the model before; updates are divided among all.
         updates: Of all stages together; a search takes fewer.
         data: The trajectories that it trains on (`data.PARTS`).
+        full_view: Whether it sees images as large as the tools do, not as the base of the others does.
     """
 
     name: str
@@ -45,14 +47,16 @@ class Variant:
     seeds: int = VARIANT_SEEDS
     updates: int = UPDATES
     data: str = "train"
+    full_view: bool = False
 
 
 def _direct(
-    name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, data: str = "train", **options: Any
-) -> Variant:
+    name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, data: str = "train", full_view: bool = False,
+    **options: Any,
+) -> Variant:  # fmt: skip
     """Learns the answer straight after the question too, and answers so."""
-    options = {"direct_weight": 1.0, **options}
-    return Variant(name, "pearl", "" if name == DIRECT else DIRECT, options, seeds=seeds, updates=updates, data=data)
+    options, like = {"direct_weight": 1.0, **options}, "" if name == DIRECT else DIRECT
+    return Variant(name, "pearl", like, options, seeds=seeds, updates=updates, data=data, full_view=full_view)
 
 
 VARIANTS = (
@@ -81,7 +85,15 @@ VARIANTS = (
     _direct(f"{STEPS}, longer", updates=LONGER, targets="steps"),
     Variant("sft-answer, more data", "sft-answer", like="sft-answer", updates=LONGER, data="more"),
     _direct(f"{DIRECT}, more data", updates=LONGER, data="more"),
+    _direct(f"{CONTROL}, more data", updates=LONGER, data="more", jepa=False, nextlat=False),
     _direct(f"{STEPS}, more data", updates=LONGER, data="more", targets="steps"),
+    Variant("sft-answer, much longer", "sft-answer", like="sft-answer", updates=MUCH_LONGER, data="more", seeds=1),
+    _direct(f"{DIRECT}, much longer", updates=MUCH_LONGER, data="more", seeds=1),
+    _direct(f"{STEPS}, infonce, much longer", updates=MUCH_LONGER, data="more", seeds=1, targets="steps", jepa_distance="infonce"),
+    Variant(f"base{FULL_VIEW}", None, like="base", seeds=1, full_view=True),
+    Variant(f"sft-answer{FULL_VIEW}", "sft-answer", like="sft-answer", full_view=True),
+    _direct(f"{DIRECT}{FULL_VIEW}", full_view=True),
+    _direct(f"{STEPS}{FULL_VIEW}", full_view=True, targets="steps"),
 )  # fmt: skip
 
 
@@ -111,10 +123,8 @@ def variant(name: str) -> Variant:
 def searches() -> Iterator[Job]:
     """The same learning rates for each objective, one seed; and the base."""
     for one in VARIANTS:
-        if one.objective is None:
-            yield Job(one, 0.0, 0, "search")
-        elif not one.like and not one.trained_as:
-            yield from (Job(one, rate, 0, "search") for rate in RATES)
+        if not one.like and not one.trained_as:
+            yield from (Job(one, rate, 0, "search") for rate in (RATES if one.objective else (0.0,)))
 
 
 def table(rates: Mapping[str, float]) -> Iterator[Job]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate
-from recipes.results.jobs import CONTROL, DIRECT, RATES, STEPS, VARIANTS, Job, searches, table
+from recipes.results.jobs import CONTROL, DIRECT, FULL_VIEW, RATES, STEPS, VARIANTS, Job, searches, table
 from recipes.results.work import chosen_rates, result
 
 PAGE = Path("docs/results.md")
@@ -24,7 +24,8 @@ BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
 BASELINES = ("sft-answer", "sft", "lvr", "mirage", "sft-answer, longer")
-MORE = ("sft-answer, more data",)
+MORE = ("sft-answer, more data", f"{CONTROL}, more data")
+MUCH_LONGER = ("sft-answer, much longer",)
 LONGER = ("sft-answer, longer", f"{CONTROL}, longer")
 COMPARED = {
     "pearl": OTHERS,
@@ -35,6 +36,11 @@ COMPARED = {
     f"{STEPS}, longer": LONGER,
     f"{DIRECT}, more data": MORE,
     f"{STEPS}, more data": MORE,
+    f"{CONTROL}, more data": ("sft-answer, more data",),
+    f"{DIRECT}, much longer": MUCH_LONGER,
+    f"{STEPS}, infonce, much longer": MUCH_LONGER,
+    f"{DIRECT}{FULL_VIEW}": (f"sft-answer{FULL_VIEW}",),
+    f"{STEPS}{FULL_VIEW}": (f"sft-answer{FULL_VIEW}",),
 }
 
 
@@ -81,7 +87,10 @@ def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
     """The best form of `pearl` and the best of what it is compared with, both by `val`, and their difference on test."""
     by_name = {job.variant.name: results for job, results in found}
     val = {name: float(np.mean(_of(results, "val", "accuracy"))) for name, results in by_name.items()}
-    forms = [one.name for job, _ in found if (one := job.variant).name.startswith("pearl") and one.data == "train"]
+    forms = [
+        one.name for job, _ in found
+        if (one := job.variant).name.startswith("pearl") and one.data == "train" and not one.full_view
+    ]  # fmt: skip
     others = [name for name in BASELINES if name in val]
     if not (forms and others):
         return ""
@@ -102,13 +111,16 @@ def _right(results: Sequence[dict[str, Any]], benchmark: str) -> dict[int, np.nd
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
     """Of every row and the base, and of forms of `pearl` and the others, on the same questions and seeds."""
-    names = [job.variant.name for job, _ in found]
-    compared = [(name, "base") for name in names[1:]]
-    compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= {*names}]
+    variants = {job.variant.name: job.variant for job, _ in found}
+    compared = [(name, f"base{FULL_VIEW if one.full_view else ''}") for name, one in variants.items() if one.objective]
+    compared += [(ours, name) for ours, others in COMPARED.items() for name in others]
     right = {(job.variant.name, name): _right(results, name) for job, results in found for name in BENCHMARKS}
     lines = [f"| | seeds | {' | '.join(BENCHMARKS.values())} |", f"|---|---|{'---|' * len(BENCHMARKS)}"]
     for ours, theirs in compared:
-        found_in = [differences(right[ours, n], right[theirs, n], fixed=theirs == "base") for n in BENCHMARKS]
+        if not {ours, theirs} <= {*variants}:
+            continue
+        fixed = variants[theirs].objective is None
+        found_in = [differences(right[ours, name], right[theirs, name], fixed) for name in BENCHMARKS]
         if seeds := len(found_in[0]):
             cells = [_percent(paired(difference)) for difference in found_in]
             lines.append(f"| {ours} − {theirs} | {seeds} | {' | '.join(cells)} |")
