@@ -6,6 +6,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,13 @@ from pearl.evaluation.modes import Direct
 from pearl.evaluation.records import Question
 from pearl.evaluation.scoring import choice_of
 from pearl.evaluation.subject import Subject
+from pearl.scenes.layout import draw_layout, scene_rng
+from pearl.scenes.render import render
+from recipes.vlm_nano.asks import ask_all, ask_measure
+from recipes.vlm_nano.batches import NAMED, ask_measures
+from recipes.vlm_nano.data import SIZE, object_table
 from recipes.vlm_nano.evaluate import SMALL
+from recipes.vlm_nano.things import MEASURES, levels
 
 torch.set_num_threads(1)
 FOLDER = Path(str(files("pearl") / "assets" / "vlm-nano"))
@@ -85,6 +92,21 @@ def test_the_forward_of_its_training_is_the_published_classes() -> None:
     pixels, states = greatest_differences()
     assert pixels < 1e-4
     assert states == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_measures_are_of_the_object_that_is_named(mirrored: bool) -> None:
+    scene = render(draw_layout(scene_rng("train", 1, 0)), SIZE)
+    table = object_table(scene)
+    asked = [one.mirrored() if mirrored else one for one in ask_all(scene, "train", 1, 0)]
+    boxes = {found["name"]: one.target for one in asked if one.target and (found := NAMED.fullmatch(one.text))}
+    sides = {
+        ask_measure(name, side, int(level))
+        for name, box in boxes.items() for side, level in zip(MEASURES, levels(np.array(box)), strict=False)
+    }  # fmt: skip
+    made = {one for seed in range(60) for one in ask_measures(asked, table, mirrored, np.random.default_rng(seed))}
+    assert {one for one in made if one.skill != "far"} == sides
+    assert len([one for one in made if one.skill == "far"]) == len(boxes)
 
 
 def test_its_optimizer_is_torchs_muon() -> None:

@@ -83,6 +83,13 @@ def _kind(question: Question, view: View) -> str:
     return f"{query.get('form', query.get('by', ''))} {question.answer if len(question.answer) < 6 else ''}"
 
 
+def ask_measure(name: str, measure: str, level: int) -> Asked:
+    """Where an object is, in the tenths in which a tool call says it, or how far away: what it takes to say "left of",
+    "closer" and boxes."""
+    text = f"How far away is {name}?" if measure == "far" else f"Where is the {measure} of {name}?"
+    return Asked(measure, text, (), f"0.{level}")
+
+
 def _ask_any(attribute: str) -> Callable[[View], Question | None]:
     def ask(view: View) -> Question | None:
         for target in view.shuffled(view.clear):

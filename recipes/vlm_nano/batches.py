@@ -20,11 +20,11 @@ from pearl.pipelines.experts.base import padded
 from pearl.pipelines.experts.voice import Voice, article
 from pearl.records import Box
 from pearl.tools.base import as_text
-from recipes.vlm_nano.asks import ASKS
+from recipes.vlm_nano.asks import ASKS, Asked, ask_measure
 from recipes.vlm_nano.data import Arrays, Questions, open_arrays
 from recipes.vlm_nano.model import MIN_PIXELS, PATCH, SIZE, TOKEN
 from recipes.vlm_nano.packing import PackedScene, Packer, Turn
-from recipes.vlm_nano.things import KINDS, MIN_SEEN, cell_features, patch_labels
+from recipes.vlm_nano.things import KINDS, MEASURES, MIN_SEEN, cell_features, levels, measured, patch_labels
 
 SEED = 11
 HELD_OUT = 150
@@ -39,7 +39,9 @@ WEIGHTS = {
     "colour of any": 0.5, "shape of any": 0.5, "attribute": 0.7, "shape": 0.7, "existence": 1.5, "depth": 1.2,
     "spatial relation": 1.5, "comparison": 2.5, "counting": 2.0, "chain": 0.8,
 }  # fmt: skip
-FAMILIES = tuple(ASKS)
+FAMILIES = (*ASKS, *MEASURES)
+MEASURING = 0.25
+"""Of the questions that a scene has at most, so many are about where something is or how far."""
 NAMED = re.compile(r"(?:What|Which) (?:colour|shape) (?:is|does) (?P<name>the (?:(?! that ).)+?)(?: have)?\?")
 
 
@@ -96,11 +98,13 @@ class Batch:
             None where a stage looks at no pictures.
         more: Further crops, of other scenes.
         cells: (B, cells, F) what a true visual token would say (`things.cell_features`).
+        levels: (B, cells, M) of the object there.
         patches: (B, patches, 3) colour, shape (-1: none) and depth in metres of each patch.
     """
 
     rows: Rows
     cells: Tensor
+    levels: Tensor
     patches: Tensor
     images: Tensor | None = None
     crops: Tensor | None = None
@@ -194,7 +198,9 @@ class Batches:
         targeted = [a for a in plainly if a.target] if seeing and rng.random() < self.cropping else []
         about = next((a for a in targeted if a.skill in SMALL), targeted[0] if targeted else None)
         first = [a for a in (about, marked if seeing else None) if a is not None]
-        chosen = list(dict.fromkeys([*first, *plainly[: self.most]]))
+        table = self.arrays.objects[index]
+        measures = ask_measures(plainly, table, mirrored, rng)[: int(MEASURING * self.most)]
+        chosen = list(dict.fromkeys([*first, *measures, *plainly[: self.most]]))
         turns = [
             Turn(
                 a.text, a.choices if rng.random() < WITH_CHOICES else (), a.answer,
@@ -202,16 +208,16 @@ class Batches:
             )
             for a in chosen
         ]  # fmt: skip
-        table = self.arrays.objects[index]
         cut, kinds = None, np.full(len(KINDS), -1)
         if seeing:
             box, kinds = _boxed(table, mirrored, about.target if about else None, rng)
             cut = cut_out(image, box, float(rng.uniform(0.05, 0.4)))
         if about and cut:
             turns[0] = _shown(turns[0], cut, rng)
+        cells, known = cell_features(table, mirrored)
         return {
             "packed": self.packer.pack(turns, [FAMILIES.index(a.skill) for a in chosen]),
-            "cells": cell_features(table, mirrored),
+            "cells": cells, "levels": known,
             "patches": patch_labels(
                 table, self.arrays.patch_objects[index], self.arrays.patch_depths[index], mirrored
             ),
@@ -246,9 +252,11 @@ class Batches:
 
     def collate(self, scenes: list[dict[str, Any]], seeing: bool) -> Batch:
         rows = Rows.stack([scene["packed"] for scene in scenes])
-        cells, patches = (torch.from_numpy(np.stack([s[name] for s in scenes])) for name in ("cells", "patches"))
+        cells, known, patches = (
+            torch.from_numpy(np.stack([scene[name] for scene in scenes])) for name in ("cells", "levels", "patches")
+        )
         if not seeing:
-            return Batch(rows, cells, patches)
+            return Batch(rows, cells, known, patches)
         images = torch.from_numpy(np.stack([as_patches(scene["image"]) for scene in scenes]))
         crops = np.zeros((len(scenes), 4 * CROP_TOKENS, 3 * PATCH * PATCH), np.uint8)
         places, real = np.zeros((len(scenes), 4 * CROP_TOKENS, 2), np.int64), np.zeros(crops.shape[:2], bool)
@@ -259,7 +267,7 @@ class Batches:
                 crops[index, :count], places[index, :count], real[index, :count] = cut.patches, cut.places, True
         kinds = np.stack([scene["crop_kinds"] for scene in scenes])
         made = [torch.from_numpy(part) for part in (crops, places, real, kinds)]
-        return Batch(rows, cells, patches, images, made[0], made[1], made[2], made[3])
+        return Batch(rows, cells, known, patches, images, made[0], made[1], made[2], made[3])
 
 
 def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -298,15 +306,29 @@ def places(rows: int, columns: int) -> np.ndarray:
     return grid.reshape(rows, 2, columns, 2, 2).transpose(0, 2, 1, 3, 4).reshape(-1, 2)
 
 
+def ask_measures(asked: list[Asked], table: np.ndarray, mirrored: bool, rng: np.random.Generator) -> list[Asked]:
+    """One measure of each object that a question is about by its name."""
+    measures, made = measured(table, mirrored), list[Asked]()
+    for one in asked:
+        named = NAMED.fullmatch(one.text)
+        if one.target and named:
+            which = int(rng.integers(len(MEASURES)))
+            level = levels(measures[_row(measures, one.target)])[which]
+            made.append(ask_measure(named["name"], MEASURES[which], int(level)))
+    return made
+
+
 def _boxed(table: np.ndarray, mirrored: bool, wanted: Box | None, rng: np.random.Generator) -> tuple[Box, np.ndarray]:
     """The box of the wanted object, or of any, and its kinds."""
-    rows = table[table[:, 0] >= 0]
-    boxes = rows[:, 3:7].copy()
-    if mirrored:
-        boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
-    row = int(rng.integers(len(rows))) if wanted is None else int(np.abs(boxes - np.array(wanted)).sum(1).argmin())
-    x0, y0, x1, y1 = (float(value) for value in boxes[row])
-    return (x0, y0, x1, y1), rows[row, :3].astype(np.int64)
+    measures = measured(table, mirrored)
+    row = int(rng.integers(len(measures))) if wanted is None else _row(measures, wanted)
+    x0, y0, x1, y1 = (float(value) for value in measures[row, :4])
+    return (x0, y0, x1, y1), table[table[:, 0] >= 0][row, :3].astype(np.int64)
+
+
+def _row(measures: np.ndarray, box: Box) -> int:
+    """Which object has that box."""
+    return int(np.abs(measures[:, :4] - np.array(box)).sum(1).argmin())
 
 
 def _shown(turn: Turn, cut: Cut, rng: np.random.Generator) -> Turn:

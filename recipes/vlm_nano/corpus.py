@@ -13,12 +13,14 @@ from pearl.scenes.layout import COLOURS, MATERIALS, SHAPES
 from pearl.scenes.questions import PLURALS
 from pearl.tools.base import as_text, spec
 from pearl.tools.toolbox import tool_class
-from recipes.vlm_nano.asks import Asked
+from recipes.vlm_nano.asks import Asked, ask_measure
 from recipes.vlm_nano.model import prompt
+from recipes.vlm_nano.things import MEASURES
 
 REPEATS = 12
 TOOLS = ["crop", "zoom", "depth", "highlight", "mark", "rotate", "flip", "edges", "ocr", "segment", "detect"]
 SIDES = ("above", "below", "left", "right", "to the left of", "to the right of")
+MEASURING = tuple(ask_measure("{name}", measure, 0).text for measure in MEASURES)
 OBSERVATIONS = (
     "Cropped image {image} to {box}: {width}×{height} pixels.",
     "Zoomed into {box} of image {image}, {factor} times: {width}×{height} pixels.",
@@ -39,6 +41,7 @@ def texts(questions: Sequence[Sequence[Asked]], seed: int = 0) -> Iterator[str]:
         yield from _thoughts(rng)
         yield from (_call(name, rng) for name in TOOLS)
         yield from (_fill(sentence, rng) for sentence in OBSERVATIONS)
+        yield from (_fill(text, rng) for text in MEASURING)
     for name in TOOLS:
         yield json.dumps(spec(tool_class(name)))
     for role in ("system", "user", "assistant", "tool"):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from recipes.vlm_nano.batches import Batch, Crops, places
 from recipes.vlm_nano.network import Language, Sight, say
-from recipes.vlm_nano.things import DEPTH, FEATURES, KINDS, PRESENT, SIDE
+from recipes.vlm_nano.things import FEATURES, KINDS, LEVELS, MEASURES, PRESENT, SIDE
 
 NOISE = 0.1
 NEAR_METRES = 1.0
-SPEECH_SHARE, READING_SHARE, PLACE_SHARE, IMITATION_SHARE = 0.3, 0.2, 0.5, 0.1
+SPEECH_SHARE, READING_SHARE, MEASURE_SHARE, IMITATION_SHARE = 0.3, 0.2, 0.5, 0.1
 IMPORTANCE = {"colour": 1.0, "shape": 3.0, "material": 1.0}
 
 
@@ -38,10 +38,10 @@ class Pupil(nn.Module):
         width, seen = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
         self.model, self.noise = model, NOISE
         self.things = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
-        self.read_token = nn.Linear(width, FEATURES)
+        self.read_token = nn.Linear(width, FEATURES + LEVELS)
         self.read_crop = nn.Linear(width, sum(KINDS))
         self.read_patch = nn.Linear(seen, KINDS[0] + KINDS[1] + 3)
-        self.read_place = nn.Linear(width, 3)
+        self.read_measures = nn.Linear(width, len(MEASURES) * LEVELS)
         self.sight = Sight(model.model.visual)
         self.language = Language(model.model.language_model)
         self.grid = nn.Buffer(torch.from_numpy(places(SIDE, SIDE))[None], persistent=False)
@@ -101,19 +101,18 @@ class Pupil(nn.Module):
     heads_loss = closer_loss = joint_loss
 
     def _answers(self, batch: Batch, tokens: Tensor, crops: Tensor | None, hidden: Tensor | None = None) -> Result:
-        """What is said, and what the language model knows of places by its middle."""
+        """What is said, and what the language model knows of places and depths by its middle."""
         said = say(self.model, self.language, batch.rows, tokens, crops, hidden)
-        place, off = place_loss(
-            self.read_place(F.rms_norm(said.middle, said.middle.shape[-1:])).float(), batch.cells, hidden is None
-        )
-        parts = {"answers": said.answers, **off}
+        read = self.read_measures(F.rms_norm(said.middle, said.middle.shape[-1:])).float()
+        measures, known = measure_loss(read, batch)
+        parts = {"answers": said.answers, **known}
         if said.speech > 0:
             parts["speech"] = said.speech
-        loss = said.answers + SPEECH_SHARE * said.speech + PLACE_SHARE * place
+        loss = said.answers + SPEECH_SHARE * said.speech + MEASURE_SHARE * measures
         return Result(loss, parts, said.right, said.families)
 
     def _reading(self, batch: Batch, states: Tensor, tokens: Tensor, crops: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        by_token = token_loss(self.read_token(tokens).float(), batch.cells)
+        by_token = token_loss(self.read_token(tokens).float(), batch)
         by_patch = patch_loss(self.read_patch(states).float(), batch.patches)
         assert batch.crop_real is not None
         assert batch.crop_kinds is not None
@@ -131,19 +130,19 @@ def imitation_loss(tokens: Tensor, truth: Tensor, cells: Tensor) -> Tensor:
     return error[there].mean() + 0.5 * error[~there].mean()
 
 
-def place_loss(read: Tensor, cells: Tensor, everywhere: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """In which row and column a visual token lies (`everywhere`, or where objects are), and how far away its object."""
-    there = cells[..., PRESENT] > 0
-    at = torch.linspace(-1, 1, SIDE, device=read.device)
-    place = torch.stack(torch.meshgrid(at, at, indexing="ij"), -1).view(1, -1, 2).expand(len(read), -1, -1)
-    off = (read[..., :2] - place).abs().mean(-1)
-    off = off.mean() if everywhere else off[there].mean()
-    far = (read[there][:, 2] - cells[there][:, DEPTH]).abs().mean()
-    return off + far, {"place": off, "known depth": far}
+def measure_loss(read: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Where the object is that a visual token shows, and how far away, each as one of `LEVELS`: what a model has as
+    such classes it comes to say, what it has as a number it does not."""
+    there = batch.cells[..., PRESENT] > 0
+    logits, label = read[there].view(-1, len(MEASURES), LEVELS), batch.levels[there]
+    right = (logits.argmax(-1) == label).float().mean(0)
+    loss = F.cross_entropy(logits.flatten(0, 1), label.flatten())
+    return loss, {"known place": right[:4].mean(), "known depth": right[4]}
 
 
-def token_loss(read: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Is an object centred here; if so, of which kinds, where exactly, how large, how far?"""
+def token_loss(read: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Is an object centred here; if so, of which kinds, where exactly, how large, how far (as a number and a level)?"""
+    cells = batch.cells
     there = cells[..., PRESENT] > 0
     present = F.binary_cross_entropy_with_logits(read[..., PRESENT], cells[..., PRESENT], pos_weight=_like(read, 3.0))
     got, truth = read[there], cells[there]
@@ -154,8 +153,10 @@ def token_loss(read: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         parts[f"seen {name}"] = (logits.argmax(-1) == label).float().mean()
         start += count
     found = ((read[..., PRESENT] > 0) & there).sum() / ((read[..., PRESENT] > 0) | there).sum()
-    loss = loss + 2 * F.smooth_l1_loss(got[:, start:], truth[:, start:])
-    parts["seen depth"] = (got[:, DEPTH] - truth[:, DEPTH]).abs().mean()
+    loss = loss + 2 * F.smooth_l1_loss(got[:, start:FEATURES], truth[:, start:])
+    far, level = got[:, FEATURES:], batch.levels[there][:, -1]
+    loss = loss + F.cross_entropy(far, level)
+    parts["seen depth"] = (far.argmax(-1) == level).float().mean()
     return loss, {"found": found, **parts}
 
 

@@ -141,15 +141,15 @@ class Run:
     def modules(self, stage: Stage) -> torch.nn.ModuleList:
         pupil = self.pupil
         readers = [pupil.read_token, pupil.read_crop, pupil.read_patch]
-        speaking = [pupil.model.model.language_model, pupil.things, pupil.read_place]
+        speaking = [pupil.model.model.language_model, pupil.things, pupil.read_measures]
         chosen = {
             "objects": speaking,
             "cells": speaking,
             "crops": [pupil.model.model.visual, pupil.read_crop],
             "sight": [pupil.model.model.visual, *readers],
-            "heads": [pupil.things, pupil.read_place, *readers],
-            "joint": [pupil.model, pupil.things, pupil.read_place, *readers],
-            "closer": [pupil.model, pupil.things, pupil.read_place, *readers],
+            "heads": [pupil.things, pupil.read_measures, *readers],
+            "joint": [pupil.model, pupil.things, pupil.read_measures, *readers],
+            "closer": [pupil.model, pupil.things, pupil.read_measures, *readers],
         }[stage.name]
         return torch.nn.ModuleList(chosen)
 
