@@ -132,6 +132,8 @@ def test_filters_that_make_no_sense(tmp_path: Path) -> None:
         filter_data(data, out, Filter(min_steps=9))
     with pytest.raises(DataError, match="no file of pearl-eval gain"):
         filter_data(data, out, Filter(gains=str(data), min_gain=1.0))
+    with pytest.raises(DataError, match="there is no file"):
+        filter_data(data, out, Filter(gains=str(tmp_path / "gone.parquet"), min_gain=1.0))
     assert not out.exists()
 
 

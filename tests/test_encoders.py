@@ -34,6 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(build_tiny_encoder(tmp_path_factory.mktemp("dinov2")))
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t"])
+def test_the_width_is_that_of_what_comes_out(name: str) -> None:
+    frozen = FrozenEncoder(f"timm:{name}", pretrained=False)
+    statistics = {key: value.clone() for key, value in frozen.state_dict().items()}
+    side = preprocessing(f"timm:{name}")[0]
+    assert frozen(torch.rand(2, 3, side, side)).shape == (2, frozen.width)
+    assert all(torch.equal(value, statistics[key]) for key, value in frozen.state_dict().items())
+
+
 def test_predictor_tokens_meet_the_embeddings_of_the_tool_images(folder: str) -> None:
     vlm = tiny("qwen2_5_vl")
     objective = Pearl(target_encoder=folder, num_predictor_tokens=2, nextlat=False)

@@ -186,6 +186,9 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
         (["run", model(), "--bench", bench, "--scoring", "lvr"], "'lvr' cannot score"),
         (["run", model(), "--bench", bench, "--mode", "latent"], "no training_config.json"),
         (["run", model(), "--bench", bench, "--mode", "latent", "--scoring", "pearl-published"], "no room for latents"),
+        (["run", model(), "--bench", bench, "--mode", "tools", "--scoring", "pearl-published"], "only mode direct"),
+        (["run", model(), "--bench", bench, "--opening", "A", "--scoring", "pearl-published"], "and no --opening"),
+        (["run", model(), "--bench", bench, "--opening", "A", "--scoring", "lvr"], "would be the --opening's"),
         (["run", model(), "--bench", bench, "--mode", "tools", "--tools", "hammer"], "there is no tool 'hammer'"),
         (["latents", model(), "--data", data], "no training_config.json"),
         (["gain", tmp_path / "gone.parquet", "--model", model()], "gone.parquet"),
@@ -195,6 +198,21 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
         assert ended.exit_code == 1, arguments
         assert said in ended.output, arguments
         assert "Traceback" not in ended.output
+
+
+def test_a_model_without_latents_is_left_out(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "lvr", objective="lvr", max_steps=1)
+    run(data, tmp_path / "pearl", max_steps=1)
+    silent, pearl = (tmp_path / name / "model" for name in ("lvr", "pearl"))
+    asked = ("--data", data, "--out", tmp_path / "evidence", "--max-new-tokens", "4")
+    ended = pearl_eval("latents", silent, pearl, *asked)
+    assert ended.exit_code == 0, ended.output
+    assert f"left out: {silent}: fewer than two trajectories gave a latent" in ended.output.replace("\n", "")
+    found = json.loads((tmp_path / "evidence" / "latents.json").read_text())
+    assert [one["model"] for one in found] == [str(pearl)]
+    ended = pearl_eval("latents", silent, *asked)
+    assert ended.exit_code == 1
+    assert "none of the models" in ended.output
 
 
 def test_latents_and_gain(data: Path, tmp_path: Path) -> None:

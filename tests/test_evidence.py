@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pearl.errors import PearlError
-from pearl.evaluation.embeddings import answers_read, read_answers, retrieval_among
+from pearl.evaluation.embeddings import _left_out, answers_read, read_answers, retrieval_among
 from pearl.evaluation.evidence import markdown, write_evidence
 from pearl.evaluation.gain import (
     Gain,
@@ -195,6 +195,39 @@ def test_answers_read_from_what_holds_them() -> None:
     assert found.chance == pytest.approx(1 / 3)
     assert (found.embedding.value, found.target.value) == (1, 1)
     assert found.control.value == pytest.approx(1 / 3, abs=0.08)
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 192), (120, 16), (120, 480)])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_nothing_is_read_from_noise(count: int, width: int, slope: float) -> None:
+    """Also where embeddings have more dimensions than there are trajectories."""
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.arange(1, width + 1) ** -slope
+    asked, found = answered(count), list[float]()
+    for _ in range(20):
+        found.append(answers_read(spectrum * torch.randn(count, width, generator=generator), asked).mean())
+    assert np.mean(found) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_the_probe_is_ridge_regression_on_the_others() -> None:
+    """By augmented least squares, trajectory by trajectory."""
+    generator = torch.Generator().manual_seed(0)
+    asked = [one for one in answered(12) for _ in range(2)]
+    embeddings = torch.randn(24, 30, generator=generator).double()
+    truth = torch.eye(3).double()[torch.arange(12) % 3].repeat_interleave(2, 0)
+    centred = embeddings - embeddings.mean(0)
+    kernel = centred @ centred.T
+    groups = [torch.tensor([2 * n, 2 * n + 1]) for n in range(12)]
+    values, vectors = torch.linalg.eigh(kernel)
+    missed = _left_out(values, vectors, 0.5, truth, groups)
+    for rows in groups:
+        others = torch.ones(24, dtype=torch.bool)
+        others[rows] = False
+        mean, level = embeddings[others].mean(0), truth[others].mean(0)
+        ridge = torch.cat([embeddings[others] - mean, 0.5**0.5 * torch.eye(30).double()])
+        slopes = torch.linalg.lstsq(ridge, torch.cat([truth[others] - level, torch.zeros(30, 3).double()])).solution
+        torch.testing.assert_close(missed[rows], truth[rows] - level - (embeddings[rows] - mean) @ slopes)
+    assert len(answers_read(embeddings.float(), asked)) == 12
 
 
 def test_an_answer_is_not_read_from_its_own_trajectory() -> None:

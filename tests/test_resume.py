@@ -105,26 +105,28 @@ def test_a_killed_command_goes_on_bit_for_bit(data: Path, tmp_path: Path, uninte
     cut = tmp_path / "out" / "checkpoints" / "checkpoint-4"
     assert cut.exists()
     assert not (cut / COMPLETE).exists()
-    kill_at(settings, 7, 0.05)
+    assert kill_at(settings, 7, 0.05)
     train(replace(settings, resume=True), progress=False)
     assert_same(tmp_path / "out", uninterrupted)
 
 
-def kill_at(settings: TrainConfig, step: int, seconds: float) -> None:
-    """Kills the resumed command so long after it logged this update; it may have come to its end by then."""
-    kill_after(command(*flags(settings), "--resume"), Path(settings.out), step, seconds)
+def kill_at(settings: TrainConfig, step: int, seconds: float) -> bool:
+    return kill_after(command(*flags(settings), "--resume"), Path(settings.out), step, seconds)
 
 
-def kill_after(started: list[str], out: Path, step: int, seconds: float) -> None:
-    quiet = subprocess.DEVNULL
+def kill_after(started: list[str], out: Path, step: int, seconds: float) -> bool:
+    """Kills the command so long after it logged this update, which no checkpoint has yet; False: it had ended by then."""
+    quiet, log = subprocess.DEVNULL, out / "log.jsonl"
+    before = log.stat().st_mtime_ns if log.exists() else 0  # a resumed run begins by cutting off what it makes again
     process = subprocess.Popen(started, env=ENVIRONMENT, stdout=quiet, stderr=quiet, start_new_session=True)
-    log = out / "log.jsonl"
-    while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
+    while process.poll() is None:
+        if log.exists() and log.stat().st_mtime_ns != before and f'"step": {step},' in log.read_text():
+            time.sleep(seconds)
+            break
         time.sleep(0.002)
-    time.sleep(seconds)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    return process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -132,7 +134,7 @@ def test_two_processes_killed_in_their_second_epoch_go_on_bit_for_bit(data: Path
     both: dict[str, Any] = {"tune": "lora", "lora_dropout": 0.2, "batch_size": 1, "max_steps": 15, "save_steps": 2}
     whole, settings = config(data, tmp_path / "whole", **both), config(data, tmp_path / "out", **both)
     subprocess.run(on_two_processes(whole), env=ENVIRONMENT, check=True)
-    kill_after(on_two_processes(settings), tmp_path / "out", 10, 0.1)
+    assert kill_after(on_two_processes(settings), tmp_path / "out", 10, 0.1)
     assert not (tmp_path / "out" / "model").exists()
     subprocess.run(on_two_processes(settings, "--resume"), env=ENVIRONMENT, check=True)
     assert_same(tmp_path / "out", tmp_path / "whole")
@@ -147,12 +149,16 @@ def test_ten_runs_killed_at_random_end_the_same(data: Path, tmp_path: Path, tune
     for number in range(10):
         chance = random.Random(f"{tune} {number}")
         settings = config(data, tmp_path / f"run-{number}", **{**SETTINGS, "tune": tune})
+        killed = 0
         for _ in range(chance.randint(1, 3)):
             if chance.random() < 0.5:
                 died = [sys.executable, "-c", DYING, str(chance.randint(1, 18)), *flags(settings), "--resume"]
-                subprocess.run(died, env=ENVIRONMENT, check=False, capture_output=True)
+                killed += subprocess.run(died, env=ENVIRONMENT, check=False, capture_output=True).returncode == -9
             else:
-                kill_at(settings, chance.randint(1, 11), chance.uniform(0, 0.5))
+                last = max((int(path.name[11:]) for path in checkpoints(Path(settings.out))), default=0)
+                killed += kill_at(settings, chance.randint(last + 1, 11), chance.uniform(0, 0.2))
+        assert killed
+        assert not (Path(settings.out) / "model").exists()
         ended = pearl_train(*flags(settings), "--resume")
         assert ended.returncode == 0, ended.stderr
         assert_same(Path(settings.out), Path(whole.out))
@@ -197,9 +203,11 @@ def test_other_data_cannot_go_on_with_a_run(tmp_path: Path) -> None:
     data = data_file(tmp_path)
     settings = config(data, tmp_path / "out", max_steps=1)
     train(settings, progress=False)
-    data_file(tmp_path, rows(13))
-    with pytest.raises(ConfigError, match="had other trajectories"):
-        train(replace(settings, resume=True), progress=False)
+    edited = [replace(one, conclusion=one.conclusion + " Indeed.") if n == 7 else one for n, one in enumerate(rows())]
+    for others in (rows(13), edited):
+        data_file(tmp_path, others)
+        with pytest.raises(ConfigError, match="had other trajectories"):
+            train(replace(settings, resume=True), progress=False)
 
 
 def test_a_resumed_run_saves_as_often_as_it_is_told(data: Path, tmp_path: Path) -> None:

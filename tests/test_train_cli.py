@@ -31,6 +31,7 @@ from pearl.parquet import DataError, schema, write_trajectories
 from pearl.records import EncodedImage, Trajectory
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.learner import Learner
+from pearl.trainer.models import place_of
 from pearl.trainer.run_directory import checkpoints
 from pearl.trainer.train import _explained, train
 from tests.hub_server import TOKEN, HubServer
@@ -260,16 +261,25 @@ def test_each_objective_trains_the_built_in_model_into_a_folder_of_its_own(
     generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["--data", str(generated), "--objective", objective, "--max-steps", "1"])
+    given = ["--data", str(generated), "--objective", objective, "--max-steps", "1", "--warmup", "0"]
+    result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
     assert f"1 updates; the model: runs/{objective}/model" in result.stdout
-    assert (tmp_path / "runs" / objective / "model" / "model.safetensors").exists()
+    assert changed_weights(tmp_path / "runs" / objective / "model") == {"visual", "model"}
+
+
+def changed_weights(trained: Path) -> set[str]:
+    """The parts of vlm-nano that are no longer what they were."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (Path(place_of(None)), trained))
+    same = {name for name in before if torch.equal(before[name], after[name].to(before[name].dtype))}
+    return {name.split(".")[0] for name in before.keys() - same}
 
 
 def test_without_an_objective_it_is_pearl(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["--data", str(generated), "--max-steps", "1"]
+    given = ["--data", str(generated), "--max-steps", "1", "--warmup", "0"]
     assert "the model: runs/pearl/model" in CliRunner().invoke(app, given).stdout
+    assert changed_weights(tmp_path / "runs/pearl/model") == {"visual", "model"}
     assert "error: runs/pearl holds a run already" in CliRunner().invoke(app, given).stderr
 
 
@@ -349,6 +359,23 @@ def unheard_of(base: Path) -> None:
     changed_config(base, model_type="perl")
 
 
+def odd_config(base: Path) -> None:
+    changed_config(base, text_config=3)
+
+
+def odd_processor(base: Path) -> None:
+    (base / "processor_config.json").write_text("[]")
+
+
+def template_of_text(base: Path) -> None:
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}")
+
+
+def template_without_images(base: Path) -> None:
+    text = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    (base / "chat_template.jinja").write_text(text)
+
+
 def quantized(base: Path) -> None:
     changed_config(base, quantization_config={"quant_method": "awq", "bits": 4})
 
@@ -368,6 +395,10 @@ def quantized(base: Path) -> None:
         (text_only, "is of the family 'qwen2', which is no vision-language model"),
         (unheard_of, "cannot be loaded"),
         (quantized, "has quantized weights"),
+        (odd_config, "cannot be loaded"),
+        (odd_processor, "cannot be loaded"),
+        (template_of_text, "the chat template refuses this conversation: can only concatenate str"),
+        (template_without_images, "the chat template writes 0 image placeholders for one image"),
     ],
 )
 def test_a_model_that_cannot_be_trained(
@@ -378,7 +409,9 @@ def test_a_model_that_cannot_be_trained(
 
 
 def test_a_model_that_is_not_there(data: Path, tmp_path: Path) -> None:
-    assert "nobody/nothing cannot be loaded" in refused(data, tmp_path / "out", base=Path("nobody/nothing"))
+    assert "nobody/nothing cannot be loaded (there is no such folder)" in refused(
+        data, tmp_path / "out", base=Path("nobody/nothing")
+    )
 
 
 def test_pickle_weights_are_read_when_they_are_allowed(data: Path, tmp_path: Path, base: Path) -> None:

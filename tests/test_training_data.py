@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -99,6 +101,36 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pyte
             Table(data, cache)
     assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
     assert len(Table(data, cache)) == 12
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+from pearl.trainer.data import Table
+
+def taken():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+before, most = taken(), 0
+table = Table(sys.argv[1], Path(sys.argv[2]))
+table.held_out(0.1, 0)
+for row in range(len(table)):
+    table[row]
+    most = max(most, taken())
+print(most - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read as Linux tells it")
+def test_data_are_mapped_not_held_in_memory(tmp_path: Path) -> None:
+    picture = EncodedImage(os.urandom(2**20))
+    made = [replace(one, id=f"{n}", image=replace(picture, path=f"{n}")) for n, one in enumerate(rows(1) * 600)]
+    data = data_file(tmp_path, made)
+    ended = subprocess.run(
+        [sys.executable, "-c", MEMORY, data, tmp_path / "cache"], capture_output=True, text=True, check=True
+    )
+    assert data.stat().st_size > 600 * 2**20
+    assert int(ended.stdout) < 350  # a few row groups, however many there are
 
 
 def test_of_several_processes_one_writes_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

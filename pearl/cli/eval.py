@@ -160,18 +160,27 @@ def latents(
     """
     with _explained("stopped; what models gave before stands in --out"):
         from pearl.evaluation.evidence import markdown, write_evidence
-        from pearl.evaluation.latents import latent_evidence
+        from pearl.evaluation.latents import Evidence, NoLatents, latent_evidence
         from pearl.evaluation.subject import Subject
         from pearl.parquet import read_trajectories
 
         trajectories = list(islice(read_trajectories(data), limit))
-        found = []
+        found, without = list[Evidence](), list[str]()
         for name in models:
             subject = Subject.load(name, device, dtype.value, allow_pickle, trust_remote_code)
-            found.append(latent_evidence(subject, trajectories, batch_size, max_new_tokens, progress=True))
+            try:
+                found.append(latent_evidence(subject, trajectories, batch_size, max_new_tokens, progress=True))
+            except NoLatents as error:
+                without.append(f"{name}: {error}")
+                continue
+            finally:
+                del subject  # before the next one is loaded
             console.print(markdown(found[-1:]))
             write_evidence(found, out)
-            del subject  # before the next one is loaded
+        for said in without:
+            console.print(f"left out: {said}")
+        if not found:
+            raise NoLatents("none of the models gave what could be looked at")
         console.print(f"the curves:  {out}/latents.png")
 
 

@@ -94,20 +94,21 @@ def read_answers(embeddings: Tensor, control: Tensor, targets: Tensor, asked: Se
 
 def answers_read(embeddings: Tensor, asked: Sequence[Trajectory]) -> np.ndarray:
     """For each trajectory, how often its answer is what a linear probe (Alain & Bengio, arXiv 1610.01644) reads from one
-    of its embeddings: ridge regression of answers on the other trajectories' embeddings, with the ridge of the least
-    error; the option with the highest value is chosen.
+    of its embeddings: ridge regression of answers, with an intercept, on the other trajectories' embeddings, with the
+    ridge of the least error; the option is chosen whose value lies highest above its mean there.
 
     Returns:
         (T,), without trajectories whose answer, or whose other options, no other has.
     """
     kinds = sorted({(one.skill, one.answer) for one in asked})
     truth = torch.tensor([[kind == (one.skill, one.answer) for kind in kinds] for one in asked]).double()
-    truth -= truth.mean(0)
     groups = [torch.tensor(rows) for rows in _rows_of(asked).values()]
     centred = embeddings.double() - embeddings.double().mean(0)
     values, vectors = torch.linalg.eigh(centred @ centred.T / centred.square().sum(1).mean().clamp(min=1e-12))
-    guesses = [truth - _left_out(values, vectors, ridge, truth, groups) for ridge in RIDGES]
-    guess = min(guesses, key=lambda one: float((truth - one).square().sum()))
+    missed = [_left_out(values, vectors, ridge, truth, groups) for ridge in RIDGES]
+    guess = truth - min(missed, key=lambda one: float(one.square().sum()))
+    for rows in groups:
+        guess[rows] -= (truth.sum(0) - truth[rows].sum(0)) / max(len(truth) - len(rows), 1)
     right, ids = list[bool](), list[str]()
     for one, row, options in zip(asked, guess.tolist(), _options(asked), strict=True):
         if options:
@@ -119,8 +120,8 @@ def answers_read(embeddings: Tensor, asked: Sequence[Trajectory]) -> np.ndarray:
 
 def _left_out(values: Tensor, vectors: Tensor, ridge: float, truth: Tensor, groups: Sequence[Tensor]) -> Tensor:
     """(N, C) what ridge regression misses of the truth when a row's own group is left out, in closed form; `values` and
-    `vectors` are of the kernel."""
-    hat = (vectors * (values / (values + ridge))) @ vectors.T
+    `vectors` are of the centred kernel."""
+    hat = (vectors * (values / (values + ridge))) @ vectors.T + 1 / len(truth)  # the intercept is fitted anew as well
     missed = truth - hat @ truth
     for rows in groups:
         own = torch.eye(len(rows)).double() - hat[rows][:, rows]

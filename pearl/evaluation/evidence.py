@@ -75,13 +75,17 @@ def draw(found: Sequence[Evidence], path: Path) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
-def _label(one: Evidence) -> str:
-    return f"{Path(one.model).name} ({one.objective})"
+def _labels(found: Sequence[Evidence]) -> list[str]:
+    """By as much of the ends of the models' names as tells them apart."""
+    parts, count = [Path(one.model).parts for one in found], 1
+    while len({part[-count:] for part in parts}) < len({*parts}):
+        count += 1
+    return [f"{'/'.join(part[-count:])} ({one.objective})" for part, one in zip(parts, found, strict=True)]
 
 
 def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
-    for number, one in enumerate(found):
-        colour, label = f"C{number}", _label(one)
+    for number, (label, one) in enumerate(zip(_labels(found), found, strict=True)):
+        colour = f"C{number}"
         counts = list(one.retrieval)
         axes.plot(counts, [f.embedding.value for f in one.retrieval.values()], "o-", color=colour, label=label)
         axes.plot(counts, [f.control.value for f in one.retrieval.values()], "x:", color=colour)
@@ -95,10 +99,10 @@ def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
 
 
 def _draw_use(found: Sequence[Evidence], replaced: Axes, quotas: Axes) -> None:
-    answered = [(f"C{number}", one) for number, one in enumerate(found) if one.accuracy is not None]
-    for place, (colour, one) in enumerate(answered):
+    labelled = zip(_labels(found), found, strict=True)
+    answered = [(f"C{number}", *pair) for number, pair in enumerate(labelled) if pair[1].accuracy is not None]
+    for place, (colour, label, one) in enumerate(answered):
         assert one.accuracy is not None
-        label = _label(one)
         values = [one.accuracy.value, *(what.accuracy.value for what in one.replaced.values())]
         width = 0.8 / len(answered)
         left = (width - 0.8) / 2 + place * width

@@ -86,8 +86,13 @@ class EvalConfig:
             raise PearlError(f"there is no mode {', '.join(sorted(unknown))}; there are {', '.join(get_args(Mode))}")
         if min(self.batch_size, self.max_new_tokens) < 1:
             raise PearlError("--batch-size and --max-new-tokens must be at least 1")
-        if "latent" in self.modes and self.protocol == "pearl-published":
-            raise PearlError("--scoring pearl-published allows four tokens: no room for latents, so no mode latent")
+        if self.protocol == "pearl-published" and ({*self.modes} - {"direct"} or self.opening):
+            raise PearlError(
+                "--scoring pearl-published allows four tokens behind an opening of its own: no room for latents or "
+                "calls, so only mode direct, and no --opening"
+            )
+        if self.protocol == "lvr" and self.opening:
+            raise PearlError("--scoring lvr reads the first character, which would be the --opening's: leave it out")
 
     def limits(self, mode: Mode) -> dict[str, Any]:
         """What decides the answers of a mode."""

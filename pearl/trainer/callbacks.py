@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pearl.files import whole_file
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.data import GroupedOrder
 from pearl.trainer.run_directory import COMPLETE, checkpoints
@@ -87,7 +88,8 @@ class Lines(TrainerCallback):
         if state.is_world_process_zero and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            with whole_file(self.path) as partial:
+                partial.write_text("".join(kept), encoding="utf-8")
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **rest: Any

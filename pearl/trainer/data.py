@@ -20,6 +20,7 @@ from filelock import FileLock
 from torch.utils.data import Dataset, Sampler
 
 from pearl.errors import PearlError
+from pearl.files import whole_file
 from pearl.images import ImageError
 from pearl.parquet import DataError, from_row, open_parquet, resolve_split, schema
 from pearl.randomness import generator
@@ -62,6 +63,7 @@ class Table:
         states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         self.fingerprint = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
         self.path = cache / f"{self.fingerprint}.arrow"
+        self._digest = self.path.with_suffix(".sha256")
         if not self.path.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock")):
@@ -71,12 +73,18 @@ class Table:
 
     def _write(self, files: Sequence[Path]) -> None:
         partial = self.path.with_suffix(f".{uuid4().hex}.partial")  # not every shared file system keeps locks
+        digest = hashlib.sha256()
         try:
             with pa.ipc.new_file(partial, schema()) as writer:
                 for file in files:
                     with open_parquet(file) as reader:
-                        for group in range(reader.num_row_groups):
-                            writer.write_table(_group(file, reader, group))
+                        for number in range(reader.num_row_groups):
+                            group = _group(file, reader, number)
+                            writer.write_table(group)
+                            for batch in group.to_batches():
+                                digest.update(batch.serialize())
+            with whole_file(self._digest) as name:
+                name.write_text(digest.hexdigest()[:16])
             partial.replace(self.path)
         finally:
             partial.unlink(missing_ok=True)
@@ -98,8 +106,8 @@ class Table:
         return from_row(self.table.slice(row, 1).to_pylist()[0])
 
     def digest(self) -> str:
-        """Of all ids, in their order."""
-        return hashlib.sha256(json.dumps(self.table["id"].to_pylist()).encode()).hexdigest()[:16]
+        """Of all that the rows hold, in their order and row groups."""
+        return self._digest.read_text()
 
     def lengths(self, objective: Objective, encoder: ViewEncoder) -> list[int]:
         """About how many tokens each row's longest view has, from its characters and its images' sizes."""

@@ -110,15 +110,14 @@ def _explained(name: str) -> Iterator[None]:
     Raises:
         ModelError: in place of what transformers raises.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, PearlError):
-            raise
-        first = " ".join(str(error).split())
-        raise ModelError(f"the model {name} cannot be loaded: {first[:400]}") from error
+    except PearlError:
+        raise
+    except Exception as error:  # a damaged folder makes transformers raise anything
+        first = " ".join(str(error).split()) or type(error).__name__
+        here = "" if Path(name).exists() else " (there is no such folder)"
+        raise ModelError(f"the model {name} cannot be loaded{here}: {first[:400]}") from error
 
 
 @torch.no_grad()

@@ -58,6 +58,11 @@ def prepare(config: TrainConfig) -> Prepared:
             f"{objective.name} places boxes on an image's visual tokens, and where those of {place_of(config.model)} lie "
             f"is not known; it can train {', '.join(FAMILIES)}"
         )
+    if config.batch_size < objective.least_batch:
+        raise ConfigError(
+            f"with these settings {objective.name} compares the trajectories of a forward: give --batch-size of at "
+            f"least {objective.least_batch}"
+        )
     cache = Path(config.out) / "cache"
     table = Table(config.data, cache)
     rows, held = list(range(len(table))), list[int]()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from pearl.errors import PearlError
@@ -268,13 +267,19 @@ class ViewEncoder:
                     messages, tokenize=False, add_generation_prompt=add_generation_prompt, **own
                 )
             )
-        except TemplateError as error:
+        except Exception as error:  # a template that expects other content raises anything
             raise ViewError(f"the chat template refuses this conversation: {error}") from error
 
     def _control_tokens(self) -> list[str]:
-        """The special tokens that the chat template writes itself: around turns and images, and at both ends."""
+        """The special tokens that the chat template writes itself: around turns and images, and at both ends.
+
+        Raises:
+            ViewError: it cannot write a question about an image.
+        """
         turns = (Turn("user", (ImagePart(0), ".")), Turn("assistant", (".",)))
         written = self._template([_message(turn) for turn in turns], add_generation_prompt=True)
+        if (count := written.count(self.family.placeholder(self.processor))) != 1:
+            raise ViewError(f"the chat template writes {count} image placeholders for one image")
         special = self.tokenizer.convert_ids_to_tokens(sorted(self.special))
         ends = (self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token)
         return [token for token in special if token and (token in written or token in ends)]

@@ -154,18 +154,19 @@ class Stock:
 
 
 class Batches:
-    """A batch is a function of the step and the rank. `seeing`: with images and crops; `cropping`: how many
-    scenes' crops stand in a conversation; `more`: with crops of other scenes; `told`: of so many batches one comes
-    without images; `questions`: at most, of a scene."""
+    """A batch is a function of the step and the rank. `seeing`: with images and crops; `measuring`: with
+    questions about where things are and how far; `cropping`: how many scenes' crops stand in a conversation; `more`:
+    with crops of other scenes; `told`: of so many batches one comes without images; `questions`: at most, of a scene."""
 
     def __init__(
-        self, stock: Stock, tokenizer: Any, size: int, rank: int = 0, *, seeing: bool = False, cropping: float = 0,
+        self, stock: Stock, tokenizer: Any, size: int, rank: int = 0, *, seeing: bool = False, measuring: bool = True, cropping: float = 0,
         more: bool = False, told: int = 0, questions: int = 20,
     ) -> None:  # fmt: skip
         self.arrays, self.questions, self.weights = stock.arrays, stock.questions, stock.weights
         self.packer = Packer(tokenizer)
         self.size, self.rank, self.seeing, self.cropping = size, rank, seeing, cropping
         self.more, self.told, self.most = more, told, questions
+        self.measures = int(MEASURING * questions) if measuring else 0
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -199,7 +200,7 @@ class Batches:
         about = next((a for a in targeted if a.skill in SMALL), targeted[0] if targeted else None)
         first = [a for a in (about, marked if seeing else None) if a is not None]
         table = self.arrays.objects[index]
-        measures = ask_measures(plainly, table, mirrored, rng)[: int(MEASURING * self.most)]
+        measures = ask_measures(plainly, table, mirrored, rng)[: self.measures]
         chosen = list(dict.fromkeys([*first, *measures, *plainly[: self.most]]))
         turns = [
             Turn(

@@ -19,7 +19,7 @@ from recipes.vlm_nano.corpus import texts
 from recipes.vlm_nano.losses import Pupil
 from recipes.vlm_nano.model import build_model, train_tokenizer
 
-KINDS = ("objects", "cells", "sight", "joint")
+KINDS = ("objects", "places", "sight", "joint")
 LEAST_COSINE = 0.98
 """What bf16 leaves; on a CPU it leaves 0.999."""
 

@@ -54,6 +54,10 @@ class Pupil(nn.Module):
 
     def objects_loss(self, batch: Batch) -> Result:
         """Answers from true visual tokens, made a little uncertain; those without an object are not seen."""
+        return self._answers(batch, self._true_tokens(batch), None, batch.cells[..., PRESENT] == 0, measuring=False)
+
+    def places_loss(self, batch: Batch) -> Result:
+        """The same, and by its middle the language model is to know where things are and how far."""
         return self._answers(batch, self._true_tokens(batch), None, batch.cells[..., PRESENT] == 0)
 
     def cells_loss(self, batch: Batch) -> Result:
@@ -100,15 +104,18 @@ class Pupil(nn.Module):
 
     heads_loss = closer_loss = joint_loss
 
-    def _answers(self, batch: Batch, tokens: Tensor, crops: Tensor | None, hidden: Tensor | None = None) -> Result:
+    def _answers(
+        self, batch: Batch, tokens: Tensor, crops: Tensor | None, hidden: Tensor | None = None, measuring: bool = True
+    ) -> Result:
         """What is said, and what the language model knows of places and depths by its middle."""
         said = say(self.model, self.language, batch.rows, tokens, crops, hidden)
-        read = self.read_measures(F.rms_norm(said.middle, said.middle.shape[-1:])).float()
-        measures, known = measure_loss(read, batch)
-        parts = {"answers": said.answers, **known}
+        loss, parts = said.answers + SPEECH_SHARE * said.speech, {"answers": said.answers}
         if said.speech > 0:
             parts["speech"] = said.speech
-        loss = said.answers + SPEECH_SHARE * said.speech + MEASURE_SHARE * measures
+        if measuring:
+            read = self.read_measures(F.rms_norm(said.middle, said.middle.shape[-1:])).float()
+            measures, known = measure_loss(read, batch)
+            loss, parts = loss + MEASURE_SHARE * measures, {**parts, **known}
         return Result(loss, parts, said.right, said.families)
 
     def _reading(self, batch: Batch, states: Tensor, tokens: Tensor, crops: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

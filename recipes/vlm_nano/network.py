@@ -18,7 +18,7 @@ from recipes.vlm_nano.batches import Rows
 from recipes.vlm_nano.model import MEAN, PATCH, STD
 from recipes.vlm_nano.packing import SPEECH
 
-MIDDLE = 2
+MIDDLE = 3
 """After this many layers the language model knows where and how far away what it sees is."""
 
 

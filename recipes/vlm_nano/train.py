@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 -m recipes.vlm_nano.train --out runs/vlm_nano/model     # 2 cores
     python -m recipes.vlm_nano.train --out runs/vlm_nano/model                          # 1 core, or a GPU
 
-`objects`: answers from true visual tokens, which say what stands in their cell; `cells`: the same among the empty
-ones. `crops`: the vision tower names what a crop shows; `sight`: it learns to produce these tokens. `joint`: answers
+`objects`: answers from true visual tokens, which say what stands in their cell; `places`: also where things are and how
+far; `cells`: the same among the empty ones. `crops`: the vision tower names what a crop shows; `sight`: it learns to produce these tokens. `joint`: answers
 from pictures, some with a zoomed crop in context, and thoughts and calls. `heads` is for a training that begins with
 `--weights`: what is not exported learns to read the model before that moves. Each stage has its budget in core-minutes
 (minutes times processes), in which its learning rate falls; `--clock cpu` counts the time on the processor instead of
@@ -48,26 +48,29 @@ LAYER = re.compile(r"\b(layers|blocks)\.\d+\.")
 
 @dataclass(frozen=True)
 class Stage:
-    """`minutes`: minutes times processes; `cropping`: the share of scenes with a crop in a conversation; `told`: of so
-    many steps, one shows true visual tokens in place of pictures; `questions`: of a scene, at most."""
+    """`minutes`: minutes times processes; `measuring`: whether it learns where things are and how far; `cropping`: the
+    share of scenes with a crop in a conversation; `told`: of so many steps, one shows true visual tokens in place of
+    pictures; `questions`: of a scene, at most."""
 
     name: str
     minutes: float
     rate: float
     seeing: bool
+    measuring: bool = True
     cropping: float = 0.0
     told: int = 0
     questions: int = 20
 
 
 STAGES = (
-    Stage("objects", 75, 1.5e-3, seeing=False),
+    Stage("objects", 50, 1.5e-3, seeing=False, measuring=False),
+    Stage("places", 70, 1e-3, seeing=False),
     Stage("cells", 5, 1e-3, seeing=False),
-    Stage("crops", 15, 1.5e-3, seeing=True),
-    Stage("sight", 45, 8e-4, seeing=True),
+    Stage("crops", 20, 1.5e-3, seeing=True),
+    Stage("sight", 60, 8e-4, seeing=True),
     Stage("heads", 0, 3e-3, seeing=True, told=3),
-    Stage("joint", 130, 8e-4, seeing=True, cropping=0.6, told=2),
-    Stage("closer", 20, 4e-4, seeing=True, cropping=1.0, questions=6),
+    Stage("joint", 185, 8e-4, seeing=True, cropping=0.6, told=2),
+    Stage("closer", 25, 4e-4, seeing=True, cropping=1.0, questions=6),
 )
 
 
@@ -144,6 +147,7 @@ class Run:
         speaking = [pupil.model.model.language_model, pupil.things, pupil.read_measures]
         chosen = {
             "objects": speaking,
+            "places": speaking,
             "cells": speaking,
             "crops": [pupil.model.model.visual, pupil.read_crop],
             "sight": [pupil.model.model.visual, *readers],
@@ -160,6 +164,7 @@ class Run:
             self.batch,
             self.rank,
             seeing=stage.seeing,
+            measuring=stage.measuring,
             cropping=stage.cropping,
             more=stage.name == "sight",
             told=stage.told,

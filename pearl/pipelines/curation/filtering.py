@@ -130,6 +130,8 @@ def read_gains(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
     try:
         rows = pq.read_table(path, columns=["id", "gain", "image_gain"]).to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:

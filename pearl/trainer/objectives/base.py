@@ -29,6 +29,7 @@ class Objective(ABC):
         needs_grids: Whether it places boxes on images' visual tokens; where these lie is known of the known families.
         step_words, step_images: Whether its views show what was said in the steps, and their images: by these,
             trajectories that are about as long are batched together.
+        least_batch: Fewer trajectories a forward teach it nothing.
     """
 
     name: ClassVar[str]
@@ -37,6 +38,10 @@ class Objective(ABC):
     needs_grids: ClassVar[bool] = False
     step_words: ClassVar[bool] = True
     step_images: ClassVar[bool] = True
+
+    @property
+    def least_batch(self) -> int:
+        return 1
 
     @abstractmethod
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:

@@ -89,7 +89,9 @@ class FrozenEncoder(nn.Module):
         except (OSError, ValueError, RuntimeError) as error:
             raise EncoderError(f"{name} cannot be loaded: {_line(error)}") from error
         self.model.requires_grad_(False)
-        self.width = self.model.num_features if self.timm else self.model.config.hidden_size
+        self.eval()
+        side = preprocessing(name)[0]
+        self.width = self(torch.zeros(1, 3, side, side)).shape[-1]  # what configurations say of it differs by family
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         return super().train(False)

@@ -71,6 +71,10 @@ class Pearl(Objective):
         if self.target_encoder is not None:
             preprocessing(self.target_encoder)
 
+    @property
+    def least_batch(self) -> int:
+        return 2 if self.jepa and self.jepa_distance == "infonce" else 1
+
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:
         views = {"full": encoder.view(conversation.full(), images)}
         extras = {}
