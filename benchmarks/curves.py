@@ -24,13 +24,15 @@ PANELS = {
     "effective rank": ("predicted_rank", "target_rank"),
     "spread": ("predicted_spread", "target_spread"),
 }
+WATCHED = ("retrieval of one's own target", "effective rank", "spread")
 WINDOW = 20
 """Updates whose mean is drawn."""
 DISTANCES = ("cosine", "infonce")
 
 
 def figures_of(distance: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a training logged at each update."""
+    """What a training logged at each update; of what is watched for collapse, from when its window is full: among
+    fewer pairs one's own is found more easily, and ranks are lower."""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             data=options.data, model=options.model, out=f"{folder}/run", max_steps=options.steps,
@@ -39,7 +41,13 @@ def figures_of(distance: str, options: argparse.Namespace) -> list[dict[str, Any
         )  # fmt: skip
         train(config)
         lines = [json.loads(line) for line in Path(config.out, "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    logged = [line for line in lines if "loss" in line]
+    full = min(line.get("retrieval_chance", 1.0) for line in logged)
+    watched = {name for title in WATCHED for name in PANELS[title]}
+    return [
+        line if line.get("retrieval_chance") == full else {k: v for k, v in line.items() if k not in watched}
+        for line in logged
+    ]
 
 
 def mean_over(lines: Sequence[Mapping[str, float]], name: str, updates: slice) -> float:

@@ -24,8 +24,10 @@ BEST = RATES[1]
 
 def measured(right: str, seed: int = 0, seconds: float = 0.5) -> dict[str, object]:
     share = right.count("1") / len(right)
-    one = {"accuracy": share, "categories": {"shape": share}, "calls": 0.0, "prompt tokens": 60.0, "new tokens": 2.0}
-    one["seconds"] = seconds
+    one = {
+        "accuracy": share, "categories": {"shape": share}, "unparsed": 0.25, "questions": 4, "seconds": seconds,
+        "calls": 1.0, "faults": {"malformed": 2, "too many calls": 1}, "prompt tokens": 60.0, "new tokens": 2.0,
+    }  # fmt: skip
     return {"seed": seed, "benchmarks": {name: {**one, "right": right} for name in ("val", "test", "scenes")}}
 
 
@@ -63,7 +65,7 @@ def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:
             content = measured(answers[job.variant.name][job.seed], job.seed)
             (found / f"{job.name}.json").write_text(json.dumps(content))
     text = markdown(rows())
-    assert "| base | 1 |  | 25.0 | 25.0 | 25.0 | 0.00 | 60.00 | 2.00 | 0.500 |" in text
+    assert "| base | 1 |  | 25.0 | 25.0 | 25.0 | 25.0 | 1.00 | 0.75 | 60.00 | 2.00 | 0.500 |" in text
     half = 4.303 * 25 / 3**0.5  # Student's
     assert f"| sft-answer | 3 | 1e-05 |{f' 75.0 ± {half:.1f} |' * 3}" in text
     assert f"best form of `pearl` is `{DIRECT}` (100.0) and the best of the others is `sft-answer` (75.0)" in text

@@ -12,15 +12,10 @@ from pathlib import Path
 
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.models import limit_pixels, place_of
-from recipes.results.jobs import Variant
 
 BASE = Path("runs/results/base")
 SIDE = 168
 """Of the images that it is given, in pixels."""
-
-
-def base_of(variant: Variant) -> Path:
-    return Path(place_of(None)) if variant.full_view else BASE
 
 
 def make(out: Path) -> None:

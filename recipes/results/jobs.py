@@ -17,7 +17,6 @@ DIRECT = "pearl, direct branch"
 STEPS = f"{DIRECT}, step targets"
 CONTROL = "sft and sft-answer"
 """What is left of it without JEPA and NextLat."""
-FULL_VIEW = ", full view"
 ENCODER = f"timm:local-dir:{FOLDER}"
 
 
@@ -33,7 +32,6 @@ class Variant:
         stages: Options of further trainings, each from the model before; updates are divided among all.
         updates: Of all stages together; a search takes fewer.
         data: The trajectories that it trains on (`data.PARTS`).
-        full_view: Whether it sees images as large as the tools do, not as the base of the others does.
     """
 
     name: str
@@ -47,16 +45,14 @@ class Variant:
     seeds: int = VARIANT_SEEDS
     updates: int = UPDATES
     data: str = "train"
-    full_view: bool = False
 
 
 def _direct(
-    name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, data: str = "train", full_view: bool = False,
-    **options: Any,
-) -> Variant:  # fmt: skip
+    name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, data: str = "train", **options: Any
+) -> Variant:
     """Learns the answer straight after the question too, and answers so."""
-    options, like = {"direct_weight": 1.0, **options}, "" if name == DIRECT else DIRECT
-    return Variant(name, "pearl", like, options, seeds=seeds, updates=updates, data=data, full_view=full_view)
+    options = {"direct_weight": 1.0, **options}
+    return Variant(name, "pearl", "" if name == DIRECT else DIRECT, options, seeds=seeds, updates=updates, data=data)
 
 
 VARIANTS = (
@@ -89,11 +85,6 @@ VARIANTS = (
     _direct(f"{STEPS}, more data", updates=LONGER, data="more", targets="steps"),
     Variant("sft-answer, much longer", "sft-answer", like="sft-answer", updates=MUCH_LONGER, data="more", seeds=1),
     _direct(f"{DIRECT}, much longer", updates=MUCH_LONGER, data="more", seeds=1),
-    _direct(f"{STEPS}, infonce, much longer", updates=MUCH_LONGER, data="more", seeds=1, targets="steps", jepa_distance="infonce"),
-    Variant(f"base{FULL_VIEW}", None, like="base", seeds=1, full_view=True),
-    Variant(f"sft-answer{FULL_VIEW}", "sft-answer", like="sft-answer", full_view=True),
-    _direct(f"{DIRECT}{FULL_VIEW}", full_view=True),
-    _direct(f"{STEPS}{FULL_VIEW}", full_view=True, targets="steps"),
 )  # fmt: skip
 
 

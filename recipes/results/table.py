@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate
-from recipes.results.jobs import CONTROL, DIRECT, FULL_VIEW, RATES, STEPS, VARIANTS, Job, searches, table
+from recipes.results.jobs import CONTROL, DIRECT, RATES, STEPS, VARIANTS, Job, searches, table
 from recipes.results.work import chosen_rates, result
 
 PAGE = Path("docs/results.md")
@@ -38,9 +38,6 @@ COMPARED = {
     f"{STEPS}, more data": MORE,
     f"{CONTROL}, more data": ("sft-answer, more data",),
     f"{DIRECT}, much longer": MUCH_LONGER,
-    f"{STEPS}, infonce, much longer": MUCH_LONGER,
-    f"{DIRECT}{FULL_VIEW}": (f"sft-answer{FULL_VIEW}",),
-    f"{STEPS}{FULL_VIEW}": (f"sft-answer{FULL_VIEW}",),
 }
 
 
@@ -54,20 +51,27 @@ def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
 
 
 def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
-    """Accuracies in percent: their mean over seeds, with its 95% t interval."""
+    """Accuracies in percent: their mean over seeds, with its 95% t interval; of all else the mean on trained skills."""
     lines = [
-        f"| | seeds | learning rate | val | {' | '.join(BENCHMARKS.values())} | calls | prompt tokens | new tokens | seconds a question |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| | seeds | learning rate | val | {' | '.join(BENCHMARKS.values())} | no answer | calls | refused | prompt tokens | new tokens | seconds a question |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for job, results in found:
         cells = [
             job.variant.name, str(len(results)), f"{job.rate:g}" if job.rate else "",
             *(_spread(_of(results, name, "accuracy")) for name in ("val", *BENCHMARKS)),
-            *(f"{np.mean(_of(results, TRAINED, name)):.2f}" for name in ("calls", "prompt tokens", "new tokens")),
+            f"{100 * np.mean(_of(results, TRAINED, 'unparsed')):.1f}", f"{np.mean(_of(results, TRAINED, 'calls')):.2f}",
+            f"{np.mean([_refused(one['benchmarks'][TRAINED]) for one in results]):.2f}",
+            *(f"{np.mean(_of(results, TRAINED, name)):.2f}" for name in ("prompt tokens", "new tokens")),
             f"{np.mean(_of(results, TRAINED, 'seconds')):.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_by_category(found), "", _chosen(found), "", *_differences(found)])
+
+
+def _refused(score: dict[str, Any]) -> float:
+    """Calls a question that were refused: malformed, with bad arguments, too many."""
+    return float(sum(score["faults"].values()) / score["questions"])
 
 
 def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
@@ -87,10 +91,7 @@ def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
     """The best form of `pearl` and the best of what it is compared with, both by `val`, and their difference on test."""
     by_name = {job.variant.name: results for job, results in found}
     val = {name: float(np.mean(_of(results, "val", "accuracy"))) for name, results in by_name.items()}
-    forms = [
-        one.name for job, _ in found
-        if (one := job.variant).name.startswith("pearl") and one.data == "train" and not one.full_view
-    ]  # fmt: skip
+    forms = [one.name for job, _ in found if (one := job.variant).name.startswith("pearl") and one.data == "train"]
     others = [name for name in BASELINES if name in val]
     if not (forms and others):
         return ""
@@ -111,16 +112,13 @@ def _right(results: Sequence[dict[str, Any]], benchmark: str) -> dict[int, np.nd
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
     """Of every row and the base, and of forms of `pearl` and the others, on the same questions and seeds."""
-    variants = {job.variant.name: job.variant for job, _ in found}
-    compared = [(name, f"base{FULL_VIEW if one.full_view else ''}") for name, one in variants.items() if one.objective]
-    compared += [(ours, name) for ours, others in COMPARED.items() for name in others]
+    names = [job.variant.name for job, _ in found]
+    compared = [(name, "base") for name in names[1:]]
+    compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= {*names}]
     right = {(job.variant.name, name): _right(results, name) for job, results in found for name in BENCHMARKS}
     lines = [f"| | seeds | {' | '.join(BENCHMARKS.values())} |", f"|---|---|{'---|' * len(BENCHMARKS)}"]
     for ours, theirs in compared:
-        if not {ours, theirs} <= {*variants}:
-            continue
-        fixed = variants[theirs].objective is None
-        found_in = [differences(right[ours, name], right[theirs, name], fixed) for name in BENCHMARKS]
+        found_in = [differences(right[ours, n], right[theirs, n], fixed=theirs == "base") for n in BENCHMARKS]
         if seeds := len(found_in[0]):
             cells = [_percent(paired(difference)) for difference in found_in]
             lines.append(f"| {ours} − {theirs} | {seeds} | {' | '.join(cells)} |")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pearl.files import whole_file
-from recipes.results.base import base_of
+from recipes.results.base import BASE
 from recipes.results.data import DATA, TOOLS
 from recipes.results.jobs import BATCH_SIZE, Job, Phase, searches, table, variant
 
@@ -92,10 +92,10 @@ def train(job: Job, work: Path) -> tuple[str, list[Path]]:
     one = job.variant
     if one.trained_as:
         return train(replace(job, variant=variant(one.trained_as)), work)
-    model, trainings = str(base_of(one)), list[Path]()
     if one.objective is None:
-        return model, trainings
+        return str(BASE), []
     stages = [one.options, *one.stages]
+    model, trainings = str(BASE), list[Path]()
     for number, options in enumerate(stages):
         out = work / job.name / str(number)
         config = TrainConfig(
