@@ -403,6 +403,15 @@ def test_after_the_last_call_the_model_has_to_answer() -> None:
         ["malformed", "malformed", "too many calls", "too many calls"],
     ]
     assert texts(subject.heard[-1][0])[-1] == ("user", NO_MORE)
+    assert all(not talk.opening for talks in subject.heard for talk in talks)
+    subject.heard.clear()
+    ToolUse(["crop"], max_calls=2, opening="Answer:", prompt="none").answer(subject, numbered(4))
+    assert [[talk.opening for talk in talks] for talks in subject.heard] == [
+        [""] * 4,
+        [""] * 4,
+        [""] * 4,
+        ["Answer:"] * 3,
+    ]
     assert [reply.said for reply in ToolUse(["crop"], max_calls=0, prompt="none").answer(subject, numbered(1))]
 
 

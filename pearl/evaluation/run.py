@@ -100,7 +100,7 @@ class EvalConfig:
             "direct": {"opening": self.opening},
             "tools": {
                 "tools": list(self.tools), "tool settings": dict(self.tool_settings), "calls": self.max_calls,
-                "pixels": self.max_tool_pixels, "tool prompt": self.tool_prompt,
+                "pixels": self.max_tool_pixels, "opening": self.opening, "tool prompt": self.tool_prompt,
             },
             "latent": {"latents": self.latents, "end": self.latent_end},
         }  # fmt: skip
@@ -217,7 +217,7 @@ def _mode(name: Mode, config: EvalConfig) -> DecodingMode:
         return Latent(config.max_new_tokens, config.latents, config.latent_end == "token")
     return ToolUse(
         config.tools, config.tool_settings, max_calls=config.max_calls, max_pixels=config.max_tool_pixels,
-        max_new_tokens=config.max_new_tokens, prompt=config.tool_prompt,
+        max_new_tokens=config.max_new_tokens, opening=config.opening, prompt=config.tool_prompt,
     )  # fmt: skip
 
 

@@ -72,6 +72,7 @@ class ToolUse(DecodingMode):
         max_calls: How many calls of a question are looked at, bad ones included.
         max_pixels: Of all images together that a question's calls may bring.
         max_new_tokens: In each turn.
+        opening: What the turn begins with that must answer, after a call beyond `max_calls`.
         prompt: How the tools are announced. "none": not at all, as a model expects that `pearl-train` taught to call;
             its template's system text and words for observations are used. "spec": by the chat template's own function
             calling. "json": by a system message, or before the question where the template has no such role. "auto":
@@ -92,6 +93,7 @@ class ToolUse(DecodingMode):
         max_calls: int = 6,
         max_pixels: int = 16_000_000,
         max_new_tokens: int = 512,
+        opening: str = "",
         prompt: Prompt = "auto",
     ) -> None:
         if min(max_calls, max_pixels) < 0 or max_new_tokens < 1:
@@ -100,6 +102,7 @@ class ToolUse(DecodingMode):
         self.toolbox = Toolbox(names, settings)
         self.specs = tuple(spec(self.toolbox[name]) for name in names)
         self.max_calls, self.max_pixels, self.max_new_tokens = max_calls, max_pixels, max_new_tokens
+        self.opening = opening
         self.prompt: Prompt = prompt
 
     def check(self, subject: Subject) -> None:
@@ -181,7 +184,7 @@ class _Dialogue:
 
     @property
     def conversation(self) -> Conversation:
-        return Conversation(self.messages, tools=self.announced.tools)
+        return Conversation(self.messages, self.mode.opening if self.last else "", self.announced.tools)
 
     def hear(self, said: Said) -> ToolCall | None:
         """Takes the model's turn; the call to run, if it holds one."""
