@@ -1,6 +1,6 @@
 """What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
-Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
+Trains models again that are not below `--work`, which takes up to an hour of a core each. Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
 `pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl` and of two models of the search, and where
 `tools` looks with its first calls, and what the models' own view holds (`seen.py`); puts tables and curves into docs/results.md.
 """
@@ -25,7 +25,7 @@ from recipes.results.data import DATA, SIZE
 from recipes.results.jobs import DIRECT, SEARCH_UPDATES, STEPS, Job, table, variant
 from recipes.results.seen import crops_of_views, tokens_read
 from recipes.results.table import PAGE, put
-from recipes.results.work import chosen_rates, model_of, result
+from recipes.results.work import chosen_rates, evaluate, evaluation, model_of, result, train
 
 ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS, f"{STEPS}, infonce", f"{DIRECT}, external encoder")
 LOOKING = ("sft-answer", DIRECT, STEPS, "sft-answer, much longer", f"{DIRECT}, much longer")
@@ -112,11 +112,8 @@ def latents(models: dict[str, str], out: Path, images: Path) -> str:
 
 
 def write(work: Path, page: Path) -> None:
-    """
-    Raises:
-        SystemExit: models or answers of jobs that have a result are not in `work`.
-    """
     torch.set_num_threads(1)
+    work = work.absolute()
     first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
     searched = {
         f"{name} at {TALKATIVE:g}, {SEARCH_UPDATES} updates": Job(variant(name), TALKATIVE, 0, "search")
@@ -125,18 +122,26 @@ def write(work: Path, page: Path) -> None:
     asked = {**{name: first[name] for name in ASKED}, **searched}
     looking = {name: first[name] for name in LOOKING}
     answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
-    answers = {job.name: work / "evaluated" / job.name / "test" for job in answered}
-    needed = {job.name: model_of(job, work) for job in (first["sft"], *asked.values(), *looking.values())}
-    if missing := [name for name, place in {**needed, **answers}.items() if not place.exists()]:
-        raise SystemExit(
-            f"not in {work}, where they were made: {', '.join(missing)}. To make them again remove their files in "
-            "recipes/results/measured and run recipes.results.work"
-        )
-    put(page, "gain", gains({"base": str(BASE), "sft": str(model_of(first["sft"], work))}))
-    put(page, "seen", seen({name: str(needed[job.name]) for name, job in looking.items()}))
-    put(page, "boxes", boxes(answers.values()))
-    models = {name: str(needed[job.name]) for name, job in asked.items()}
-    put(page, "latents", latents(models, work / "evidence", page.parent / "images"))
+    models = {job.name: made(job, work) for job in (first["sft"], *asked.values(), *looking.values())}
+    put(page, "gain", gains({"base": str(BASE), "sft": models[first["sft"].name]}))
+    put(page, "seen", seen({name: models[job.name] for name, job in looking.items()}))
+    put(page, "boxes", boxes([answers_of(job, work) for job in answered]))
+    of_latents = {name: models[job.name] for name, job in asked.items()}
+    put(page, "latents", latents(of_latents, work / "evidence", page.parent / "images"))
+
+
+def made(job: Job, work: Path) -> str:
+    """A job's model, trained again where only its result is here."""
+    place = model_of(job, work)
+    return str(place) if place.exists() else train(job, work)[0]
+
+
+def answers_of(job: Job, work: Path) -> Path:
+    """The folder with a job's answers on `test`, asked again where only their accuracy is here."""
+    folder = work / "evaluated" / job.name / "test"
+    if not folder.exists():
+        evaluate(evaluation(job, made(job, work), work, "test"))
+    return folder
 
 
 def main() -> None:
