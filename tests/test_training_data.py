@@ -81,6 +81,9 @@ def test_the_copy_is_used_again_until_a_file_changes(tmp_path: Path) -> None:
     made = first.path.stat().st_mtime_ns
     assert Table(data, cache).path == first.path
     assert first.path.stat().st_mtime_ns == made
+    digest = first.digest()
+    next(cache.glob("*.sha256")).unlink()
+    assert Table(data, cache).digest() == digest
     data_file(tmp_path, rows(3))
     again = Table(data, cache)
     assert again.path != first.path

@@ -89,7 +89,11 @@ def run(
     limit: Annotated[int | None, opt(ANSWERS, "Only the first so many questions of each category.", min=1)] = None,
     max_new_tokens: Annotated[int, opt(ANSWERS, "Of a turn, where the scoring does not say.", min=1)] = 256,
     opening: Annotated[
-        str, opt(ANSWERS, "What a direct answer begins with: 'Answer:' for models that learned whole trajectories.")
+        str,
+        opt(
+            ANSWERS,
+            "What an answer begins with (mode direct; in tools the last turn): 'Answer:' for models of whole trajectories.",
+        ),
     ] = "",
     tools: Annotated[str, opt(ANSWERS, "Of mode tools, by comma.")] = "crop,zoom,depth",
     depth_model: Annotated[str | None, opt(ANSWERS, "The depth tool's: a folder or Hub id.")] = None,

@@ -64,12 +64,15 @@ class Table:
         self.fingerprint = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
         self.path = cache / f"{self.fingerprint}.arrow"
         self._digest = self.path.with_suffix(".sha256")
-        if not self.path.exists():
+        if not self._is_written():
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock")):
-                if not self.path.exists():
+                if not self._is_written():
                     self._write(files)
         self._table: pa.Table | None = None
+
+    def _is_written(self) -> bool:
+        return self.path.exists() and self._digest.exists()
 
     def _write(self, files: Sequence[Path]) -> None:
         partial = self.path.with_suffix(f".{uuid4().hex}.partial")  # not every shared file system keeps locks

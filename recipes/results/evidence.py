@@ -1,8 +1,9 @@
 """What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
-Trains models again that are not below `--work`, which takes up to an hour of a core each. Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
+Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
 `pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl` and of two models of the search, and where
-`tools` looks with its first calls, and what the models' own view holds (`seen.py`); puts tables and curves into docs/results.md.
+`tools` looks with its first calls, and what the models' own view holds (`seen.py`); puts tables and
+curves into docs/results.md. Models that are not below `--work` are trained again, up to an hour of a core each.
 """
 
 from __future__ import annotations

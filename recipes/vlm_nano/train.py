@@ -4,11 +4,13 @@
     python -m recipes.vlm_nano.train --out runs/vlm_nano/model                          # 1 core, or a GPU
 
 `objects`: answers from true visual tokens, which say what stands in their cell; `places`: also where things are and how
-far; `cells`: the same among the empty ones. `crops`: the vision tower names what a crop shows; `sight`: it learns to produce these tokens. `joint`: answers
-from pictures, some with a zoomed crop in context, and thoughts and calls. `heads` is for a training that begins with
-`--weights`: what is not exported learns to read the model before that moves. Each stage has its budget in core-minutes
-(minutes times processes), in which its learning rate falls; `--clock cpu` counts the time on the processor instead of
-the wall clock, for a machine that is busy with other things. A run that was stopped continues from its last checkpoint, with as many processes as there are now.
+far; `cells`: the same among the empty ones. `crops`: the vision tower names what a crop shows; `sight`: it learns to
+produce these tokens. `joint`: answers from pictures, some with a zoomed crop in context, and thoughts and calls;
+`closer`: most about small objects. `heads` is for a training that begins with `--weights`: what is not exported learns
+to read the model before that moves. Each stage has its budget in core-minutes (minutes times processes), in which its
+learning rate falls; `--clock cpu` counts the time on the processor instead of the wall clock, for a machine that is
+busy with other things. A run that was stopped continues from its last checkpoint, with as many processes as there are
+now.
 """
 
 from __future__ import annotations
