@@ -10,12 +10,12 @@ import pytest
 
 from pearl.evaluation.insides import Insides
 from pearl.evaluation.subject import Subject
-from pearl.images import decode, encode
+from pearl.images import encode
 from pearl.records import Box, EncodedImage, Observation, Step, ToolCall, Trajectory
 from pearl.trainer.models import place_of
 from recipes.results import work
 from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, searches, table
-from recipes.results.seen import object_and_mean, own_view
+from recipes.results.seen import object_and_mean
 from recipes.results.table import differences, markdown, paired, put, rows, searched
 from tests.plain import picture, trajectory
 
@@ -129,22 +129,6 @@ def crops(pixels: np.ndarray, *boxes: Box) -> Trajectory:
     calls = [ToolCall("crop", {"image": number, "box": box}) for number, box in enumerate(boxes)]
     steps = [Step("", call, Observation("", picture(1))) for call in calls]
     return trajectory(*steps, image=EncodedImage(encode(pixels, "png")))
-
-
-def test_crops_of_its_own_view_show_what_the_model_was_given() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    crop_of_crop = crops(pixels, (0.25, 0.25, 0.75, 0.75), (0.5, 0.0, 1.0, 0.5))
-
-    def shown(side: int) -> list[np.ndarray]:
-        return [
-            decode(step.observation.image.data) for step in own_view(crop_of_crop, side).steps if step.observation.image
-        ]
-
-    whole, coarse = shown(64), shown(8)
-    assert (whole[0] == pixels[16:48, 16:48]).all()
-    assert (whole[1] == pixels[16:32, 32:48]).all()
-    assert [one.shape for one in coarse] == [one.shape for one in whole]
-    assert all(fine.std() > 3 * blurred.std() for fine, blurred in zip(whole, coarse, strict=True))
 
 
 def test_the_token_at_the_object_is_the_one_that_shows_it() -> None:

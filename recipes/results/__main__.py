@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recipes.results import base, data, encoder, evidence, table, work
+from recipes.results import data, encoder, evidence, table, work
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     workers = parser.parse_args().workers
-    if not base.BASE.exists():
-        base.make(base.BASE)
     if not encoder.FOLDER.exists():
         try:
             encoder.make(encoder.FOLDER)

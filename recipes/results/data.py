@@ -2,8 +2,8 @@
 
 Crops of rendered scenes, of which only the questions are kept that a crop helps the base to answer (colours and shapes
 of small objects; `pearl-eval gain` says by how much, see docs/results.md). The table trains on the split `train`,
-chooses on `val`, and is measured on `test` and on the benchmark `scenes`, which is of that split too. `more` are three
-times as many of `train`, other scenes, for the rows that ask what more data would give.
+chooses on `val`, and is measured on `test` and on the benchmark `scenes`, which is of that split too. `fewer` are
+an eighth of `train`, and `more` three times as many, other scenes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ PARTS = {
     "train": Part("train", 8000),
     "val": Part("val", 1600),
     "test": Part("test", 3200),
+    "fewer": Part("train", 1000),
     "more": Part("train", 3300, 102, SKILLS),
 }
 

@@ -2,7 +2,7 @@
 
 Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
 `pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl` and of two models of the search, and where
-`tools` looks with its first calls, and what the models' own view holds (`seen.py`); puts tables and
+`tools` looks with its first calls, and what the visual tokens hold (`seen.py`); puts tables and
 curves into docs/results.md. Models that are not below `--work` are trained again, up to an hour of a core each.
 """
 
@@ -20,17 +20,16 @@ from statistics import fmean
 import torch
 
 from pearl.records import Box
-from pearl.trainer.models import place_of
-from recipes.results.base import BASE, SIDE
-from recipes.results.data import DATA, SIZE
+from pearl.trainer.models import BUILT_IN
+from recipes.results.data import DATA
 from recipes.results.jobs import DIRECT, SEARCH_UPDATES, STEPS, Job, table, variant
-from recipes.results.seen import crops_of_views, tokens_read
+from recipes.results.seen import tokens_read
 from recipes.results.table import PAGE, put
 from recipes.results.work import chosen_rates, evaluate, evaluation, model_of, result, train
 
 ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS, f"{STEPS}, infonce", f"{DIRECT}, external encoder")
-LOOKING = ("sft-answer", DIRECT, STEPS, "sft-answer, much longer", f"{DIRECT}, much longer")
-"""Whose visual tokens are read, beside the base's and those of vlm-nano, which sees more pixels."""
+LOOKING = ("sft-answer", "sft", DIRECT, STEPS)
+"""Whose visual tokens are read, beside the base's."""
 TRAJECTORIES = 256
 TALKATIVE = 3e-4
 """A learning rate of the search at which `lvr` and `mirage` do begin latents, as at their best rates they do not."""
@@ -59,13 +58,10 @@ def gains(models: dict[str, str]) -> str:
 
 
 def seen(models: dict[str, str]) -> str:
-    """What the bases say of crops of their own view, and what can be read from the visual tokens of all."""
+    """How often the answer can be read from the visual tokens of the base and of models that were trained."""
     from pearl.parquet import read_trajectories
 
-    trajectories = list(read_trajectories(DATA / "test.parquet"))
-    bases = {"base": (str(BASE), SIDE), f"base at {SIZE} pixels": (place_of(None), SIZE)}
-    places = {name: place for name, (place, _) in bases.items()}
-    return f"{crops_of_views(bases, trajectories)}\n\n{tokens_read({**places, **models}, trajectories)}"
+    return tokens_read({"base": BUILT_IN, **models}, list(read_trajectories(DATA / "test.parquet")))
 
 
 def boxes(results: Iterable[Path]) -> str:
@@ -124,7 +120,7 @@ def write(work: Path, page: Path) -> None:
     looking = {name: first[name] for name in LOOKING}
     answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
     models = {job.name: made(job, work) for job in (first["sft"], *asked.values(), *looking.values())}
-    put(page, "gain", gains({"base": str(BASE), "sft": models[first["sft"].name]}))
+    put(page, "gain", gains({"base": BUILT_IN, "sft": models[first["sft"].name]}))
     put(page, "seen", seen({name: models[job.name] for name, job in looking.items()}))
     put(page, "boxes", boxes([answers_of(job, work) for job in answered]))
     of_latents = {name: models[job.name] for name, job in asked.items()}

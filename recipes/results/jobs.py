@@ -9,7 +9,7 @@ from typing import Any, Literal
 from recipes.results.encoder import FOLDER
 
 Phase = Literal["search", "table"]
-SEARCH_UPDATES, UPDATES, LONGER, MUCH_LONGER, BATCH_SIZE = 100, 200, 400, 1600, 8
+SEARCH_UPDATES, UPDATES, LONGER, BATCH_SIZE = 100, 200, 400, 8
 RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
@@ -28,7 +28,7 @@ class Variant:
         objective: None: the base model, untrained.
         like: The variant whose learning rate it takes; none where it is searched for.
         mode: How the model answers; `opening` as in `pearl-eval run`.
-        trained_as: The variant whose models it asks, where it trains none of its own.
+        trained_as: The variant whose models it asks, at a learning rate of its own search.
         stages: Options of further trainings, each from the model before; updates are divided among all.
         updates: Of all stages together; a search takes fewer.
         data: The trajectories that it trains on (`data.PARTS`).
@@ -72,19 +72,15 @@ VARIANTS = (
     _direct(STEPS, seeds=OBJECTIVE_SEEDS, targets="steps"),
     _direct(f"{DIRECT}, external encoder", target_encoder=ENCODER),
     _direct(f"{STEPS}, infonce", targets="steps", jepa_distance="infonce"),
-    _direct(f"{DIRECT}, lambda = 1", lambda_=1.0),
-    _direct(f"{STEPS}, lambda = 1", lambda_=1.0, targets="steps"),
-    Variant("tools", "sft", mode="tools", trained_as="sft"),
-    Variant("sft-answer, longer", "sft-answer", like="sft-answer", updates=LONGER),
-    _direct(f"{DIRECT}, longer", updates=LONGER),
-    _direct(f"{CONTROL}, longer", updates=LONGER, jepa=False, nextlat=False),
-    _direct(f"{STEPS}, longer", updates=LONGER, targets="steps"),
+    Variant("tools", "sft", mode="tools", opening=OPENING, trained_as="sft", seeds=OBJECTIVE_SEEDS),
+    Variant("sft-answer, fewer data", "sft-answer", like="sft-answer", data="fewer"),
+    _direct(f"{DIRECT}, fewer data", data="fewer"),
+    _direct(f"{CONTROL}, fewer data", data="fewer", jepa=False, nextlat=False),
+    _direct(f"{STEPS}, fewer data", data="fewer", targets="steps"),
     Variant("sft-answer, more data", "sft-answer", like="sft-answer", updates=LONGER, data="more"),
     _direct(f"{DIRECT}, more data", updates=LONGER, data="more"),
     _direct(f"{CONTROL}, more data", updates=LONGER, data="more", jepa=False, nextlat=False),
     _direct(f"{STEPS}, more data", updates=LONGER, data="more", targets="steps"),
-    Variant("sft-answer, much longer", "sft-answer", like="sft-answer", updates=MUCH_LONGER, data="more", seeds=1),
-    _direct(f"{DIRECT}, much longer", updates=MUCH_LONGER, data="more", seeds=1),
 )  # fmt: skip
 
 
@@ -114,7 +110,7 @@ def variant(name: str) -> Variant:
 def searches() -> Iterator[Job]:
     """The same learning rates for each objective, one seed; and the base."""
     for one in VARIANTS:
-        if not one.like and not one.trained_as:
+        if not one.like:
             yield from (Job(one, rate, 0, "search") for rate in (RATES if one.objective else (0.0,)))
 
 
@@ -123,5 +119,5 @@ def table(rates: Mapping[str, float]) -> Iterator[Job]:
     for seed in range(OBJECTIVE_SEEDS):
         for one in VARIANTS:
             if seed < one.seeds:
-                rate = rates[one.like or one.trained_as or one.name] if one.objective else 0.0
+                rate = rates[one.like or one.name] if one.objective else 0.0
                 yield Job(one, rate, seed, "table")

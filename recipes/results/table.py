@@ -23,21 +23,19 @@ TRAINED = "test"
 BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
-BASELINES = ("sft-answer", "sft", "lvr", "mirage", "sft-answer, longer")
+BASELINES = ("sft-answer", "sft", "lvr", "mirage")
+FEWER = ("sft-answer, fewer data", f"{CONTROL}, fewer data")
 MORE = ("sft-answer, more data", f"{CONTROL}, more data")
-MUCH_LONGER = ("sft-answer, much longer",)
-LONGER = ("sft-answer, longer", f"{CONTROL}, longer")
 COMPARED = {
     "pearl": OTHERS,
     DIRECT: OTHERS,
     STEPS: OTHERS,
     f"{STEPS}, infonce": ("sft-answer", STEPS),
-    f"{DIRECT}, longer": LONGER,
-    f"{STEPS}, longer": LONGER,
+    f"{DIRECT}, fewer data": FEWER,
+    f"{STEPS}, fewer data": FEWER,
     f"{DIRECT}, more data": MORE,
     f"{STEPS}, more data": MORE,
     f"{CONTROL}, more data": ("sft-answer, more data",),
-    f"{DIRECT}, much longer": MUCH_LONGER,
 }
 
 

@@ -15,10 +15,10 @@ from dataclasses import replace
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pearl.files import whole_file
-from recipes.results.base import BASE
+from pearl.trainer.models import BUILT_IN
 from recipes.results.data import DATA, TOOLS
 from recipes.results.jobs import BATCH_SIZE, Job, Phase, searches, table, variant
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MEASURED = Path(__file__).parent / "measured"
 PHASES: tuple[Phase, ...] = ("search", "table")
+PRECISION: Literal["fp32"] = "fp32"
+"""On a GPU too."""
 MAX_CALLS = 2
 """As many as a trajectory of the data has at most."""
 SPLITS: dict[Phase, tuple[str, ...]] = {"search": ("val",), "table": ("val", "test")}
@@ -93,15 +95,15 @@ def train(job: Job, work: Path) -> tuple[str, list[Path]]:
     if one.trained_as:
         return train(replace(job, variant=variant(one.trained_as)), work)
     if one.objective is None:
-        return str(BASE), []
+        return BUILT_IN, []
     stages = [one.options, *one.stages]
-    model, trainings = str(BASE), list[Path]()
+    model, trainings = BUILT_IN, list[Path]()
     for number, options in enumerate(stages):
         out = work / job.name / str(number)
         config = TrainConfig(
             data=str(DATA / f"{one.data}.parquet"), out=str(out), model=model, objective=one.objective,
             objective_options=dict(options), max_steps=job.updates // len(stages), batch_size=BATCH_SIZE,
-            learning_rate=job.rate, seed=job.seed, eval_fraction=0, save_steps=0, log_steps=10, resume=True,
+            learning_rate=job.rate, seed=job.seed, precision=PRECISION, eval_fraction=0, save_steps=0, log_steps=10, resume=True,
         )  # fmt: skip
         if not _is_trained(out, config.to_json()):
             shutil.rmtree(out, ignore_errors=True)
@@ -133,7 +135,7 @@ def evaluation(job: Job, model: str, work: Path, split: str) -> EvalConfig:
     return EvalConfig(
         models=(model,), benchmarks=(f"trajectories={DATA / split}.parquet", *(("scenes",) if split == "test" else ())),
         modes=(one.mode,), out=str(work / "evaluated" / job.name / split), opening=one.opening, tools=TOOLS,
-        max_new_tokens=128, max_calls=MAX_CALLS, resume=True,
+        max_new_tokens=128, max_calls=MAX_CALLS, dtype=PRECISION, resume=True,
     )  # fmt: skip
 
 
