@@ -24,7 +24,7 @@ from pearl.evaluation.records import Protocol, Question
 from pearl.images import decode, encode
 from pearl.parquet import read_trajectories
 from pearl.records import Sample
-from pearl.scenes.questions import FAMILIES
+from pearl.scenes.questions import USUAL
 from pearl.scenes.samples import NoFittingScene, family_due, scene_sample
 from tests.runs import data_file, rows
 
@@ -400,14 +400,14 @@ def test_the_list_of_scenes_is_the_first_of_each_family() -> None:
         if due[family] <= 60:
             expected.append(index)
     assert LISTED["indices"] == expected
-    assert set(due) == set(FAMILIES)
-    assert len(expected) == 60 * len(FAMILIES)
+    assert set(due) == set(USUAL)
+    assert len(expected) == 60 * len(USUAL)
 
 
 def test_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEARL_CACHE", str(tmp_path / "cache"))
     questions = open_benchmark("scenes", count=1).questions()
-    assert sorted(question.category for question in questions) == sorted(FAMILIES)
+    assert sorted(question.category for question in questions) == sorted(USUAL)
     for question in questions:
         assert question.prompt.endswith(f"\nOptions: {', '.join(question.options)}.")
         assert decode(question.images[0].data).shape == (252, 252, 3)

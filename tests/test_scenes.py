@@ -28,7 +28,7 @@ from pearl.scenes.layout import (
     draw_layout,
     scene_rng,
 )
-from pearl.scenes.questions import DEPTH_GAP, FAMILIES, Question, View, area, centre
+from pearl.scenes.questions import DEPTH_GAP, EXTREMES, FAMILIES, PLACE_GAP, Question, View, area, centre
 from pearl.scenes.render import Scene, render
 from pearl.scenes.samples import family_due, scene_sample
 
@@ -185,6 +185,21 @@ def test_wrong_options_are_in_the_scene(asked: dict[str, list[Asked]]) -> None:
             wanted_colour, wanted_shape = question.query["name"].split()
             assert any(t.thing.colour == wanted_colour for t in view.seen), question
             assert any(t.thing.shape == wanted_shape for t in view.seen), question
+
+
+def test_what_lies_outermost_is_asked_only_by_name_and_is_so(asked: dict[str, list[Asked]]) -> None:
+    assert "outermost" not in {family_due("val", 0, index) for index in range(500)}
+    assert family_due("val", 0, 0, ("outermost",)) == "outermost"
+    words = Counter[str]()
+    for view, question in asked["outermost"]:
+        [target], word = question.query["targets"], question.text.split()[-2]
+        words[word] += 1
+        axis = 0 if word in ("leftmost", "rightmost") else 1
+        places = [centre(seen.box)[axis] for seen in view.seen]
+        end = min(places) if word in ("leftmost", "highest") else max(places)
+        assert places[target] == end
+        assert sum(abs(place - end) < PLACE_GAP for place in places) == 1, question
+    assert set(words) == set(EXTREMES)
 
 
 def test_depths_that_are_compared_differ_clearly(asked: dict[str, list[Asked]]) -> None:

@@ -23,6 +23,9 @@ MIN_PIXELS = 110
 MIN_VISIBLE = 0.55
 SMALL_SIDE = 0.11
 DEPTH_GAP = 1.12
+PLACE_GAP = 0.04
+EXTREMES = {"leftmost": (0, 1), "rightmost": (0, -1), "highest": (1, 1), "lowest": (1, -1)}
+"""Axis of the centre, and whether the least (1) or the greatest is meant."""
 PLURALS = {shape: shape + "s" for shape in SHAPES}
 
 
@@ -140,6 +143,21 @@ def _ask_about_small(view: View, skill: str, attribute: str) -> Question | None:
             text = view.pick([f"What {attribute} is the {name}?", f"Which {attribute} does the {name} have?"])
             query = {"targets": [target], "names": [f"the {name}"], "attribute": attribute}
             return Question(skill, text, view.options(attribute, answer), answer, query)
+    return None
+
+
+def ask_outermost(view: View) -> Question | None:
+    attribute = "colour" if view.coin() else "shape"
+    for word in view.shuffled(list(EXTREMES)):
+        axis, sign = EXTREMES[word]
+        places = [sign * centre(seen.box)[axis] for seen in view.seen]
+        first, *others = sorted(range(len(places)), key=places.__getitem__)
+        apart = bool(others) and places[others[0]] - places[first] >= PLACE_GAP
+        if apart and first in view.clear and _is_small(view.seen[first]):
+            answer = view.value(first, attribute)
+            text = f"What {attribute} is the {word} object?"
+            query = {"targets": [first], "names": [f"the {word} object"], "attribute": attribute}
+            return Question("outermost", text, view.options(attribute, answer), answer, query)
     return None
 
 
@@ -400,5 +418,8 @@ FAMILIES: dict[str, tuple[Callable[[View], Question | None], float]] = {
     "nearest": (ask_nearest, 0.18),
     "comparison": (ask_comparison, 0.07),
     "chain": (ask_chain, 0.12),
+    "outermost": (ask_outermost, 0.08),
 }
-"""Each family's question maker and its share of the samples."""
+"""Each family's question maker and its share of the samples among those that are asked for."""
+USUAL = tuple(name for name in FAMILIES if name != "outermost")
+"""What is asked for unless something else is. vlm-nano was taught these; the others are there to be learned."""

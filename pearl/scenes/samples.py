@@ -11,7 +11,7 @@ from pearl.drawing import draw_points
 from pearl.images import ImageFormat, encode
 from pearl.records import EncodedImage, Sample
 from pearl.scenes.layout import Split, draw_layout, scene_rng
-from pearl.scenes.questions import FAMILIES, Question, View, regions
+from pearl.scenes.questions import FAMILIES, USUAL, Question, View, regions
 from pearl.scenes.render import Scene, render
 
 MAX_ATTEMPTS = 60
@@ -22,7 +22,7 @@ class NoFittingScene(LookupError):
     """None of the scenes that were tried fits the family of questions that is due."""
 
 
-def family_due(split: Split, seed: int, index: int, among: Collection[str] = FAMILIES) -> str:
+def family_due(split: Split, seed: int, index: int, among: Collection[str] = USUAL) -> str:
     """The family of questions, of those that are asked for, that `index` asks, without rendering anything."""
     names = [name for name in FAMILIES if name in among]
     weights = np.array([FAMILIES[name][1] for name in names])
@@ -35,7 +35,7 @@ def scene_sample(
     index: int,
     size: int = 384,
     image_format: ImageFormat = "jpeg",
-    among: Collection[str] = FAMILIES,
+    among: Collection[str] = USUAL,
 ) -> tuple[Sample, Scene]:
     """Renders scenes until one fits the family that `index` is due, and asks about it.
 

@@ -1,6 +1,6 @@
 """What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
-Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories of all families, and
+Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories, and
 `pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl` and of two models of the search, and where
 `tools` looks with its first calls, and what the visual tokens hold (`seen.py`); puts tables and
 curves into docs/results.md. Models that are not below `--work` are trained again, up to an hour of a core each.
@@ -42,7 +42,7 @@ def gains(models: dict[str, str]) -> str:
     from pearl.parquet import read_trajectories
     from pearl.trainer.conversation import load_template
 
-    trajectories = list(islice(read_trajectories(DATA / "all" / "val.parquet"), 2 * TRAJECTORIES))
+    trajectories = list(read_trajectories(DATA / "val.parquet"))
     measured = {}
     for name, model in models.items():
         meter = GainMeter(Subject.load(model), load_template("pearl"))

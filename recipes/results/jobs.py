@@ -10,7 +10,7 @@ from recipes.results.encoder import FOLDER
 
 Phase = Literal["search", "table"]
 SEARCH_UPDATES, UPDATES, LONGER, BATCH_SIZE = 100, 200, 400, 8
-RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
 DIRECT = "pearl, direct branch"

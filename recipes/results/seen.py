@@ -13,19 +13,21 @@ from pearl.evaluation.statistics import bootstrap_interval
 from pearl.evaluation.subject import Subject
 from pearl.records import Trajectory
 from pearl.trainer.objectives.lvr import regions
-from recipes.results.data import SKILLS
+
+KINDS = ("colour", "shape")
+"""What is asked for, a word of the question."""
 
 
 def tokens_read(models: Mapping[str, str], trajectories: Sequence[Trajectory]) -> str:
     """How often the answer can be read from the visual token at the middle of the object, and from the mean of all."""
-    titles = [f"{skill}: {where}" for skill in SKILLS for where in ("at the object", "whole image")]
+    titles = [f"{kind}: {where}" for kind in KINDS for where in ("at the object", "whole image")]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(titles)}"]
     for name, place in models.items():
         insides = Insides.of(Subject.load(place))
         tokens = [object_and_mean(insides, one) for one in trajectories]
         cells = list[str]()
-        for skill in SKILLS:
-            asked = [(one, pair) for one, pair in zip(trajectories, tokens, strict=True) if one.skill == skill]
+        for kind in KINDS:
+            asked = [(one, pair) for one, pair in zip(trajectories, tokens, strict=True) if kind in one.question]
             for side in range(2):
                 right = answers_read(torch.stack([pair[side] for _, pair in asked]), [one for one, _ in asked])
                 found = bootstrap_interval(right)

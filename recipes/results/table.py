@@ -20,7 +20,7 @@ DRAWS = 4000
 STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
 """Student's 97.5% quantile by the number of seeds; fewer say nothing of their spread."""
 TRAINED = "test"
-BENCHMARKS = {TRAINED: "trained skills", "scenes": "scenes"}
+BENCHMARKS = {TRAINED: "trained skill", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
 BASELINES = ("sft-answer", "sft", "lvr", "mirage")
@@ -49,7 +49,7 @@ def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
 
 
 def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
-    """Accuracies in percent: their mean over seeds, with its 95% t interval; of all else the mean on trained skills."""
+    """Accuracies in percent: their mean over seeds, with its 95% t interval; of all else the mean on the trained skill."""
     lines = [
         f"| | seeds | learning rate | val | {' | '.join(BENCHMARKS.values())} | no answer | calls | refused | prompt tokens | new tokens | seconds a question |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -99,7 +99,7 @@ def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
     ]
     return (
         f"By `val` the best form of `pearl` is `{ours}` ({100 * val[ours]:.1f}) and the best of the others is `{theirs}` "
-        f"({100 * val[theirs]:.1f}). Their difference is {cells[0]} on trained skills and {cells[1]} on scenes."
+        f"({100 * val[theirs]:.1f}). Their difference is {cells[0]} on the trained skill and {cells[1]} on scenes."
     )
 
 

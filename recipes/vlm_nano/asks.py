@@ -8,7 +8,7 @@ from typing import Any
 
 from pearl.records import Box, Point
 from pearl.scenes.layout import Split, scene_rng
-from pearl.scenes.questions import FAMILIES, Question, View
+from pearl.scenes.questions import FAMILIES, USUAL, Question, View
 from pearl.scenes.render import Scene
 
 ANY_COLOUR, ANY_SHAPE = "colour of any", "shape of any"
@@ -107,7 +107,7 @@ def _ask_any(attribute: str) -> Callable[[View], Question | None]:
 ASKS: dict[str, Callable[[View], Question | None]] = {
     ANY_COLOUR: _ask_any("colour"),
     ANY_SHAPE: _ask_any("shape"),
-    **{name: ask for name, (ask, _) in FAMILIES.items()},
+    **{name: FAMILIES[name][0] for name in USUAL},
 }
 
 

@@ -25,7 +25,7 @@ from pearl.drawing import draw_points
 from pearl.images import Picture
 from pearl.pipelines.experts.base import padded, side
 from pearl.scenes.layout import COLOURS, MATERIALS, SHAPES, draw_layout, scene_rng
-from pearl.scenes.questions import FAMILIES, View
+from pearl.scenes.questions import FAMILIES, USUAL, View
 from pearl.scenes.render import Scene, render
 from pearl.tools.zoom import Zoom, ZoomArguments
 from pearl.torch_setup import prepare_torchvision
@@ -151,7 +151,7 @@ def evaluate(model: str, count: int, device: str) -> dict[str, Any]:
     scenes = [render(draw_layout(scene_rng("test", SEED, i)), SIZE) for i in range(max(50, 2 * count))]
     subject = Subject(model, device)
     families: dict[str, dict[str, float]] = {}
-    for family in FAMILIES:
+    for family in USUAL:
         cases = draw_cases(family, count, scenes)
         row = {
             "questions": len(cases), "blind": blind_accuracy(cases), "accuracy": subject.accuracy(cases, plain),

@@ -14,6 +14,7 @@ EXPERT = "annotations"
 EXPERTS: dict[str, Callable[[Case], Expertise]] = {
     "attribute": attribute,
     "shape": attribute,
+    "outermost": attribute,
     "fine detail": attribute,
     "existence": existence,
     "counting": counting,

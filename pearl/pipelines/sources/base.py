@@ -106,7 +106,7 @@ class SourceOptions:
         seed: scenes and made questions.
         split: `train`, `val` or `test`. scenes: they share no scene. hf: the files that are named so.
         size: scenes: pixels a side.
-        skills: scenes: what is asked; everything when empty.
+        skills: scenes: what is asked; the usual when empty.
         image_format: scenes: how their pictures are stored.
         images: coco: the images' folder; next to the annotations when not given.
         questions: coco: a JSONL file of questions; made from the boxes when not given.

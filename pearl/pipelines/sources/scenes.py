@@ -9,7 +9,7 @@ from typing import Any
 from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
 from pearl.records import Sample
 from pearl.scenes.layout import SPLITS
-from pearl.scenes.questions import FAMILIES
+from pearl.scenes.questions import FAMILIES, USUAL
 from pearl.scenes.samples import NoFittingScene, scene_sample
 
 
@@ -25,7 +25,7 @@ class Scenes(Source):
             raise SourceError(f"--split {options.split}: there are {', '.join(SPLITS)}")
         if unknown := [skill for skill in options.skills if skill not in FAMILIES]:
             raise SourceError(f"--skill {', '.join(unknown)}: scenes have {', '.join(FAMILIES)}")
-        self.options, self.skills = options, options.skills or tuple(FAMILIES)
+        self.options, self.skills = options, options.skills or USUAL
 
     def items(self) -> Iterator[Item]:
         o = self.options
