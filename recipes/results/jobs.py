@@ -115,9 +115,9 @@ def searches() -> Iterator[Job]:
 
 
 def table(rates: Mapping[str, float]) -> Iterator[Job]:
-    """All rows, seed by seed, so that a table that was stopped early has all rows; `rates`: of each objective."""
+    """All rows that have a rate, seed by seed, so that a table that was stopped early has all; `rates`: by objective."""
     for seed in range(OBJECTIVE_SEEDS):
         for one in VARIANTS:
-            if seed < one.seeds:
-                rate = rates[one.like or one.name] if one.objective else 0.0
+            rate = rates.get(one.like or one.name)
+            if seed < one.seeds and rate is not None:
                 yield Job(one, rate, seed, "table")

@@ -13,7 +13,7 @@ import numpy as np
 
 from pearl.evaluation.statistics import Estimate
 from recipes.results.jobs import CONTROL, DIRECT, RATES, STEPS, VARIANTS, Job, searches, table
-from recipes.results.work import chosen_rates, result
+from recipes.results.work import result, searched_rates
 
 PAGE = Path("docs/results.md")
 DRAWS = 4000
@@ -42,7 +42,7 @@ COMPARED = {
 def rows() -> list[tuple[Job, list[dict[str, Any]]]]:
     """Of each variant with results: its first job, and the results of its seeds in their order."""
     found: dict[str, tuple[Job, list[dict[str, Any]]]] = {}
-    for job in table(chosen_rates()):
+    for job in table(searched_rates()):
         if (measured := result(job)) is not None:
             found.setdefault(job.variant.name, (job, []))[1].append(measured)
     return [found[one.name] for one in VARIANTS if one.name in found]
@@ -111,7 +111,7 @@ def _right(results: Sequence[dict[str, Any]], benchmark: str) -> dict[int, np.nd
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
     """Of every row and the base, and of forms of `pearl` and the others, on the same questions and seeds."""
     names = [job.variant.name for job, _ in found]
-    compared = [(name, "base") for name in names[1:]]
+    compared = [(name, "base") for name in names[1:] if "base" in names]
     compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= {*names}]
     right = {(job.variant.name, name): _right(results, name) for job, results in found for name in BENCHMARKS}
     lines = [f"| | seeds | {' | '.join(BENCHMARKS.values())} |", f"|---|---|{'---|' * len(BENCHMARKS)}"]

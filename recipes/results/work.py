@@ -40,20 +40,27 @@ def result(job: Job) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def chosen_rates() -> dict[str, float]:
-    """For each objective the learning rate with the highest accuracy on `val`.
+def searched_rates() -> dict[str, float]:
+    """For each objective whose search is finished the learning rate with the highest accuracy on `val`."""
+    found = dict[str, list[tuple[float, float]]]()
+    missing = set[str]()
+    for job in searches():
+        if measured := result(job):
+            found.setdefault(job.variant.name, []).append((measured["benchmarks"]["val"]["accuracy"], job.rate))
+        else:
+            missing.add(job.variant.name)
+    return {name: max(pairs)[1] for name, pairs in found.items() if name not in missing}
 
+
+def chosen_rates() -> dict[str, float]:
+    """
     Raises:
         SystemExit: the search is not finished.
     """
-    found: dict[str, tuple[float, float]] = {}
-    for job in searches():
-        measured = result(job)
-        if measured is None:
-            raise SystemExit(f"{job.name} is missing: run the search first (--phase search)")
-        accuracy = measured["benchmarks"]["val"]["accuracy"]
-        found[job.variant.name] = max(found.get(job.variant.name, (-1.0, 0.0)), (accuracy, job.rate))
-    return {name: rate for name, (_, rate) in found.items()}
+    rates = searched_rates()
+    if missing := {job.variant.name for job in searches()} - rates.keys():
+        raise SystemExit(f"{', '.join(sorted(missing))}: run the search first (--phase search)")
+    return rates
 
 
 def run(job: Job, work: Path, threads: int = 1) -> str:
