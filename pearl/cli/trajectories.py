@@ -55,7 +55,10 @@ def trajectories(
     ] = Split.TRAIN,
     size: Annotated[int, typer.Option(min=112, max=2048, help="scenes: pixels a side.", rich_help_panel=INPUT)] = 384,
     skill: Annotated[
-        str, typer.Option(help="scenes: ask only about these, by comma, e.g. attribute,shape.", rich_help_panel=INPUT)
+        str,
+        typer.Option(
+            help="scenes: ask only about these, by comma, e.g. attribute,shape or outermost.", rich_help_panel=INPUT
+        ),
     ] = "",
     images: Annotated[str | None, typer.Option(help="coco: the images' folder.", rich_help_panel=INPUT)] = None,
     questions: Annotated[

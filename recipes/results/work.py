@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pearl.files import whole_file
-from pearl.trainer.models import BUILT_IN
 from recipes.results.data import DATA, TOOLS
 from recipes.results.jobs import BATCH_SIZE, Job, Phase, searches, table, variant
 
@@ -96,6 +95,7 @@ def _settings(out: Path) -> dict[str, Any]:
 def train(job: Job, work: Path) -> tuple[str, list[Path]]:
     """The model (as `model_of` says), and the folders of its trainings."""
     from pearl.trainer.config import TrainConfig
+    from pearl.trainer.models import BUILT_IN
     from pearl.trainer.train import train as pearl_train
 
     one = job.variant
