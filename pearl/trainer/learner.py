@@ -20,11 +20,16 @@ class Learner(nn.Module):
 
     Args:
         vlm: A model of transformers with a head, or the same under PEFT.
+
+    Attributes:
+        in_step: Whether all processes run the model's layers as often as the one that needs it most: where each has a
+            shard of the weights, every run waits for the others'.
     """
 
     def __init__(self, vlm: nn.Module, family: Family, losses: Losses) -> None:
         super().__init__()
         self.vlm, self.family, self.losses = vlm, family, losses
+        self.in_step = False
 
     @property
     def base(self) -> Any:
@@ -56,7 +61,7 @@ class Learner(nn.Module):
         visual = self.family.visual(core, batch.images)
         embeds, latents = self._embeds(batch.main, visual)
         cache = self._empty_cache("target views behind the trunk") if batch.shared else None
-        if self.losses.recurrent and len(batch.main.latent_at):
+        if self.losses.recurrent:
             main = self._recurrent(batch.main, embeds, visual)
             latents = main[batch.main.latent_at - 1]
         else:
@@ -90,7 +95,9 @@ class Learner(nn.Module):
         states, order = list[Tensor](), list[Tensor]()
         before: Tensor | None = None
         seen: Tokens | None = None
-        for piece in _pieces(rows):
+        pieces = list(_pieces(rows))
+        missing = _most(len(pieces), flat.device) - len(pieces) if self.in_step else 0
+        for piece in pieces:
             fed = flat[piece.at]
             if before is not None:
                 fed = torch.cat([before[:, None].to(fed.dtype), fed[:, 1:]], dim=1)
@@ -102,7 +109,17 @@ class Learner(nn.Module):
             states.append(made[piece.inside])
             order.append(piece.at[piece.inside])
             seen = piece.tokens if seen is None else _beside(seen, piece.tokens)
+        for _ in range(missing):
+            states[0] = states[0] + 0 * self._idle(rows, embeds, visual).sum()
         return torch.cat(states)[torch.cat(order).argsort()]
+
+    def _idle(self, rows: Rows, embeds: Tensor, visual: Visual) -> Tensor:
+        """A run of one token, for others' sake."""
+        first = Tokens(*(getattr(rows.tokens, field.name)[:1, :1] for field in fields(Tokens)))
+        none = rows.visual_at[:0]
+        return self.family.run(
+            self.base.model, embeds[:1, :1], rows.positions[:, :1, :1], Attention.among(first), visual, none, none, None
+        )
 
     def _embeds(self, rows: Rows, visual: Visual) -> tuple[Tensor, Tensor]:
         """What is fed (R, T, H): words, visual tokens, predictor tokens, latents; and the latents alone (L, H)."""
@@ -128,6 +145,13 @@ class Learner(nn.Module):
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.base.modules()):
             raise PearlError(f"gradient checkpointing keeps no keys and values, which {purpose} need; turn it off")
         return DynamicCache()
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The largest of all processes' counts."""
+    most = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 @dataclass(frozen=True)

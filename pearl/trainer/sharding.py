@@ -24,16 +24,18 @@ def check_sharding() -> None:
         )
 
 
-def check_forwards(learner: Learner) -> None:
-    """
+def keep_in_step(learner: Learner) -> None:
+    """Every process is to make as many forwards as the others, each of which waits for the other's shards.
+
     Raises:
-        ConfigError: processes would make different numbers of forwards, each waiting for the other's shards.
+        ConfigError: they would make different numbers.
     """
-    if learner.losses.recurrent or learner.family.differs_among_others:
-        what = "latents that the model makes itself" if learner.losses.recurrent else "images of this family"
+    if learner.family.differs_among_others:
         raise ConfigError(
-            f"{what} take each process another number of forwards, which FSDP and DeepSpeed do not allow: train without"
+            "images of this family take each process another number of forwards, which FSDP and DeepSpeed do not "
+            "allow: train without"
         )
+    learner.in_step = True
 
 
 def fit_deepspeed(settings: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from pearl.trainer.models import trainable_text
 from pearl.trainer.preparation import Prepared, check_names, prepare
 from pearl.trainer.publish import open_repository, save_model, upload
 from pearl.trainer.run_directory import alone_in, claim, last_checkpoint, record
-from pearl.trainer.sharding import check_forwards, check_sharding, fit_deepspeed, whole
+from pearl.trainer.sharding import check_sharding, fit_deepspeed, keep_in_step, whole
 
 NEVER = 2**31
 """An interval: only in the end."""
@@ -80,7 +80,7 @@ def train_alone(config: TrainConfig, progress: bool = True, callbacks: list[Any]
         trainer = _trainer(prepared, out, progress, callbacks or [])
         sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if sharded:
-            check_forwards(prepared.learner)
+            keep_in_step(prepared.learner)
         checkpoint = last_checkpoint(out) if config.resume else None
         if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
