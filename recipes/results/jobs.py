@@ -9,7 +9,7 @@ from typing import Any, Literal
 from recipes.results.encoder import FOLDER
 
 Phase = Literal["search", "table"]
-SEARCH_UPDATES, UPDATES, LONGER, BATCH_SIZE = 100, 200, 400, 8
+SEARCH_UPDATES, UPDATES, BATCH_SIZE = 100, 200, 8
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
@@ -17,6 +17,7 @@ DIRECT = "pearl, direct branch"
 STEPS = f"{DIRECT}, step targets"
 CONTROL = "sft and sft-answer"
 """What is left of it without JEPA and NextLat."""
+FEWER = ", fewer data"
 ENCODER = f"timm:local-dir:{FOLDER}"
 
 
@@ -30,7 +31,6 @@ class Variant:
         mode: How the model answers; `opening` as in `pearl-eval run`.
         trained_as: The variant whose models it asks, at a learning rate of its own search.
         stages: Options of further trainings, each from the model before; updates are divided among all.
-        updates: Of all stages together; a search takes fewer.
         data: The trajectories that it trains on (`data.PARTS`).
     """
 
@@ -43,16 +43,17 @@ class Variant:
     trained_as: str = ""
     stages: tuple[Mapping[str, Any], ...] = ()
     seeds: int = VARIANT_SEEDS
-    updates: int = UPDATES
     data: str = "train"
 
 
-def _direct(
-    name: str, seeds: int = VARIANT_SEEDS, updates: int = UPDATES, data: str = "train", **options: Any
-) -> Variant:
+def _direct(name: str, like: str = DIRECT, seeds: int = VARIANT_SEEDS, data: str = "train", **options: Any) -> Variant:
     """Learns the answer straight after the question too, and answers so."""
-    options = {"direct_weight": 1.0, **options}
-    return Variant(name, "pearl", "" if name == DIRECT else DIRECT, options, seeds=seeds, updates=updates, data=data)
+    return Variant(name, "pearl", like, {"direct_weight": 1.0, **options}, seeds=seeds, data=data)
+
+
+def _fewer(name: str, like: str = DIRECT + FEWER, **options: Any) -> Variant:
+    """As `_direct`, of `fewer` trajectories."""
+    return _direct(name + FEWER, like, OBJECTIVE_SEEDS, "fewer", **options)
 
 
 VARIANTS = (
@@ -62,7 +63,7 @@ VARIANTS = (
     Variant("lvr", "lvr", mode="latent", seeds=OBJECTIVE_SEEDS),
     Variant("mirage", "mirage", options={"stage": 1}, stages=({"stage": 2},), mode="latent", seeds=OBJECTIVE_SEEDS),
     Variant("pearl", "pearl", opening=OPENING, seeds=OBJECTIVE_SEEDS),
-    _direct(DIRECT, seeds=OBJECTIVE_SEEDS),
+    _direct(DIRECT, like="", seeds=OBJECTIVE_SEEDS),
     _direct(f"{DIRECT}, published token", nextlat_token="published"),
     _direct(f"{DIRECT}, without JEPA", jepa=False),
     _direct(f"{DIRECT}, without NextLat", nextlat=False),
@@ -73,14 +74,10 @@ VARIANTS = (
     _direct(f"{DIRECT}, external encoder", target_encoder=ENCODER),
     _direct(f"{STEPS}, infonce", targets="steps", jepa_distance="infonce"),
     Variant("tools", "sft", mode="tools", opening=OPENING, trained_as="sft", seeds=OBJECTIVE_SEEDS),
-    Variant("sft-answer, fewer data", "sft-answer", like="sft-answer", data="fewer"),
-    _direct(f"{DIRECT}, fewer data", data="fewer"),
-    _direct(f"{CONTROL}, fewer data", data="fewer", jepa=False, nextlat=False),
-    _direct(f"{STEPS}, fewer data", data="fewer", targets="steps"),
-    Variant("sft-answer, more data", "sft-answer", like="sft-answer", updates=LONGER, data="more"),
-    _direct(f"{DIRECT}, more data", updates=LONGER, data="more"),
-    _direct(f"{CONTROL}, more data", updates=LONGER, data="more", jepa=False, nextlat=False),
-    _direct(f"{STEPS}, more data", updates=LONGER, data="more", targets="steps"),
+    Variant(f"sft-answer{FEWER}", "sft-answer", seeds=OBJECTIVE_SEEDS, data="fewer"),
+    _fewer(DIRECT, like=""),
+    _fewer(CONTROL, jepa=False, nextlat=False),
+    _fewer(STEPS, targets="steps"),
 )  # fmt: skip
 
 
@@ -95,7 +92,7 @@ class Job:
 
     @property
     def updates(self) -> int:
-        return SEARCH_UPDATES if self.phase == "search" else self.variant.updates
+        return SEARCH_UPDATES if self.phase == "search" else UPDATES
 
     @property
     def name(self) -> str:
@@ -108,7 +105,7 @@ def variant(name: str) -> Variant:
 
 
 def searches() -> Iterator[Job]:
-    """The same learning rates for each objective, one seed; and the base."""
+    """The same learning rates for each objective (of fewer data anew), one seed; and the base."""
     for one in VARIANTS:
         if not one.like:
             yield from (Job(one, rate, 0, "search") for rate in (RATES if one.objective else (0.0,)))

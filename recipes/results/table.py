@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate
-from recipes.results.jobs import CONTROL, DIRECT, RATES, STEPS, VARIANTS, Job, searches, table
+from recipes.results.jobs import CONTROL, DIRECT, FEWER, RATES, STEPS, VARIANTS, Job, searches, table
 from recipes.results.work import result, searched_rates
 
 PAGE = Path("docs/results.md")
@@ -24,18 +24,15 @@ BENCHMARKS = {TRAINED: "trained skill", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
 BASELINES = ("sft-answer", "sft", "lvr", "mirage")
-FEWER = ("sft-answer, fewer data", f"{CONTROL}, fewer data")
-MORE = ("sft-answer, more data", f"{CONTROL}, more data")
+OF_FEWER = (f"sft-answer{FEWER}", CONTROL + FEWER)
 COMPARED = {
     "pearl": OTHERS,
     DIRECT: OTHERS,
     STEPS: OTHERS,
     f"{STEPS}, infonce": ("sft-answer", STEPS),
-    f"{DIRECT}, fewer data": FEWER,
-    f"{STEPS}, fewer data": FEWER,
-    f"{DIRECT}, more data": MORE,
-    f"{STEPS}, more data": MORE,
-    f"{CONTROL}, more data": ("sft-answer, more data",),
+    DIRECT + FEWER: OF_FEWER,
+    STEPS + FEWER: OF_FEWER,
+    CONTROL + FEWER: OF_FEWER[:1],
 }
 
 
