@@ -19,12 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from pearl.pipelines.config import GenerateConfig
 from pearl.pipelines.engines import EngineConfig
+from pearl.pipelines.engines.ray import RayEngine
 from pearl.pipelines.errors import RunError
 from pearl.pipelines.generate import OutputPolicy, generate
 from pearl.pipelines.run_directory import sha256
+from pearl.pipelines.shards import ShardTask
 from pearl.pipelines.sources import SourceOptions
 
 LOCAL = EngineConfig(engine="local")
@@ -87,6 +90,17 @@ def test_more_workers_than_the_cluster_has_room_for_do_not_hang(tmp_path: Path, 
     engine = EngineConfig(address=two_nodes, num_workers=3, num_gpus_per_worker=1)
     manifest = generate(config_of("photos"), tmp_path / "out", engine, OutputPolicy())
     assert manifest["planned"] == 21
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(0.0, ""), (0.5, "0")])
+def test_workers_see_the_gpus_that_they_asked_for(tmp_path: Path, two_nodes: str, gpus: float, seen: str) -> None:
+    task = ShardTask(config_of("photos"), "", str(tmp_path), 1)
+    ray.init(address=two_nodes, log_to_driver=False)
+    try:
+        worker = RayEngine(task, EngineConfig(num_gpus_per_worker=gpus), lambda _: None)._spawn()
+        assert ray.get(worker.__ray_call__.remote(lambda _: os.environ["CUDA_VISIBLE_DEVICES"])) == seen
+    finally:
+        ray.shutdown()
 
 
 def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:

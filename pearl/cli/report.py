@@ -43,7 +43,8 @@ def _costs(costs: Mapping[str, Any]) -> str:
     asked = f"{costs['requests']} requests ({costs['retries']} repeated), {costs['cached']} replies from the cache"
     used = f"{costs['tokens_in']} tokens in, {costs['tokens_out']} out"
     faults = f"; faults: {_listed(costs['faults'])}" if costs["faults"] else ""
-    return f"planner: {asked}; {used}; cost {costs['money']:g}{faults}"
+    given_up = f"; {costs['unanswered']} requests given up" if costs["unanswered"] else ""
+    return f"planner: {asked}; {used}; cost {costs['money']:g}{given_up}{faults}"
 
 
 def _glob(out: Path) -> str:

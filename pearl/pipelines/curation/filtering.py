@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pearl.files import whole_file
 from pearl.images import MOST_PIXELS, ImageError, header
-from pearl.parquet import DataError, TrajectoryWriter, read_trajectories
-from pearl.pipelines.curation.rows import CurationError, lineage, refuse_existing
+from pearl.parquet import DataError, read_trajectories, resolve
+from pearl.pipelines.curation.rows import CurationError, lineage, refuse_existing, write_chosen
 from pearl.records import Trajectory
 
 
@@ -62,7 +62,7 @@ class Filtered:
 
 
 def filter_data(data: str | Path, out: Path, wanted: Filter) -> Filtered:
-    """Writes what passes as one file, which appears whole or not at all; memory holds one row group.
+    """Copies what passes into one file, which appears whole or not at all; memory holds one row group.
 
     Raises:
         CurationError: `out` exists, or nothing passes.
@@ -71,17 +71,12 @@ def filter_data(data: str | Path, out: Path, wanted: Filter) -> Filtered:
     refuse_existing(out)
     made_by = lineage("filter", asdict(wanted), [data])
     gains = {} if wanted.gains is None else read_gains(Path(wanted.gains))
-    dropped, kept = Counter[str](), 0
-    with whole_file(out) as partial, TrajectoryWriter(partial, made_by) as writer:
-        for trajectory in read_trajectories(data):
-            if reason := refusal(trajectory, wanted, gains):
-                dropped[reason] += 1
-            else:
-                writer.write(trajectory)
-                kept += 1
-        if not kept:
-            raise CurationError(f"none of {dropped.total()} trajectories passes: {dict(dropped)}")
-    return Filtered(kept, dict(dropped))
+    reasons = [refusal(trajectory, wanted, gains) for trajectory in read_trajectories(data)]
+    dropped = Counter(filter(None, reasons))
+    if dropped.total() == len(reasons):
+        raise CurationError(f"none of {len(reasons)} trajectories passes: {dict(dropped)}")
+    write_chosen(resolve(data), np.array([reason is None for reason in reasons]), out, made_by)
+    return Filtered(len(reasons) - dropped.total(), dict(dropped))
 
 
 def refusal(trajectory: Trajectory, wanted: Filter, gains: Mapping[str, Mapping[str, Any]]) -> str | None:

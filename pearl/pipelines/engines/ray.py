@@ -101,7 +101,9 @@ class RayEngine:
         return cpus if cpus <= 4 else cpus - 1
 
     def _spawn(self) -> Any:
-        options = {"num_cpus": 1, "num_gpus": self.engine.num_gpus_per_worker, "max_restarts": 0}
+        gpus = self.engine.num_gpus_per_worker
+        unseen = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves GPUs in sight of who asked for none
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 0, "runtime_env": {"env_vars": unseen}}
         return ShardWorker.options(**options).remote(self.task)  # type: ignore[attr-defined]
 
     def _drive(self, pending: deque[int]) -> None:
