@@ -19,6 +19,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -201,10 +202,9 @@ def work(step: Callable[[str], float]) -> dict[str, int]:
 def matmul_speed(dtype: torch.dtype, device: str, size: int) -> float:
     """Operations a second of a product of two square matrices."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    timed = Timer("left @ right", globals={"left": left, "right": right}, num_threads=1).blocked_autorange(
-        min_run_time=2
-    )
-    return 2 * size**3 / timed.median
+    clock = {} if device == "cuda" else {"timer": time.process_time}  # as of the steps
+    timed = Timer("left @ right", globals={"left": left, "right": right}, num_threads=1, **clock)
+    return 2 * size**3 / timed.blocked_autorange(min_run_time=2).median
 
 
 def measure(step: Callable[[str], float], repeats: int, on_gpu: bool) -> dict[str, list[float]]:
@@ -226,8 +226,8 @@ def measure(step: Callable[[str], float], repeats: int, on_gpu: bool) -> dict[st
 
 def peak_megabytes(options: argparse.Namespace, name: str) -> float:
     """Of a process of its own that makes two steps (CPU), beyond what it holds before the first."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (options, name))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_peak, options, name).result()
 
 
 def _peak(options: argparse.Namespace, name: str) -> float:
@@ -276,9 +276,9 @@ def main() -> None:
     torch.set_num_threads(1)
     variants = _variants(options)
     on_gpu = variants.device == "cuda"
+    memory = {name: _gpu_peak(variants, name) if on_gpu else peak_megabytes(options, name) for name in VARIANTS}
     seconds = measure(variants.step, options.repeats, on_gpu)
     times = {name: median(found) for name, found in seconds.items()}
-    memory = {name: _gpu_peak(variants, name) if on_gpu else peak_megabytes(options, name) for name in VARIANTS}
     rows = {name: tuple(variants.batches[name].main.ids.shape) for name in ("sft", "pearl")}
     operations = work(variants.step)
     limit = matmul_speed(SHAPES[options.shape].dtype, variants.device, 8192 if on_gpu else 2048)
@@ -304,6 +304,7 @@ def main() -> None:
 
 
 def _gpu_peak(variants: Variants, name: str) -> float:
+    variants.step(name)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     variants.step(name)
