@@ -5,12 +5,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+TOUR := --tools crop,depth --out $(DEMO)/traj.parquet
+SKILL := --source scenes --skill outermost --tools crop --count 480 --out $(DEMO)/skill.parquet
+ASKED := --source scenes --skill outermost --tools crop --count 100 --split test --out $(DEMO)/skill-test.parquet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types test-slow bench clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# make/s/^# //p' Makefile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pearl needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -24,14 +27,20 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+# what is there already, unless other settings made it
+define trajectories
+$(BIN)/pearl-gen trajectories $(1) --resume || $(BIN)/pearl-gen trajectories $(1) --overwrite
+endef
+
 demo: $(VENV)/.demo
 	@scripts/system-packages renderer
-	$(BIN)/pearl-gen trajectories --tools crop,depth --out $(DEMO)/traj.parquet --resume || \
-	$(BIN)/pearl-gen trajectories --tools crop,depth --out $(DEMO)/traj.parquet --overwrite
+	$(call trajectories,$(TOUR))
 	$(BIN)/pearl-gen view $(DEMO)/traj.parquet --out $(DEMO)/trajectories.html
+	$(call trajectories,$(SKILL))
+	$(call trajectories,$(ASKED))
 	rm -rf $(DEMO)/training $(DEMO)/evaluation
-	$(BIN)/pearl-train --data $(DEMO)/traj.parquet --direct-weight 1 --max-steps 40 --out $(DEMO)/training
-	$(BIN)/pearl-eval run vlm-nano $(DEMO)/training/model --limit 10 --out $(DEMO)/evaluation
+	$(BIN)/pearl-train --data $(DEMO)/skill.parquet --direct-weight 1 --max-steps 60 --out $(DEMO)/training
+	$(BIN)/pearl-eval run vlm-nano $(DEMO)/training/model --bench trajectories=$(DEMO)/skill-test.parquet --out $(DEMO)/evaluation
 	@echo
 	@echo "The dataset:     $(DEMO)/traj.parquet"
 	@echo "Look at it:      open $(DEMO)/trajectories.html in a browser"
