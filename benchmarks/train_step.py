@@ -202,7 +202,7 @@ def work(step: Callable[[str], float]) -> dict[str, int]:
 def matmul_speed(dtype: torch.dtype, device: str, size: int) -> float:
     """Operations a second of a product of two square matrices."""
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    clock = {} if device == "cuda" else {"timer": time.process_time}  # as of the steps
+    clock: dict[str, Any] = {} if device == "cuda" else {"timer": time.process_time}  # as of the steps
     timed = Timer("left @ right", globals={"left": left, "right": right}, num_threads=1, **clock)
     return 2 * size**3 / timed.blocked_autorange(min_run_time=2).median
 

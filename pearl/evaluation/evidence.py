@@ -67,11 +67,12 @@ def draw(found: Sequence[Evidence], path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = 3 if any(one.accuracy is not None for one in found) else 1
-    figure = Figure(figsize=(4 * panels, 3.8), layout="constrained")
+    figure = Figure(figsize=(4 * panels, 3.8 + 0.2 * len(found) / panels), layout="constrained")
     retrieval, *used = figure.subplots(1, panels, squeeze=False)[0]
     _draw_retrieval(found, retrieval)
     if used:
         _draw_use(found, *used)
+    figure.legend(*retrieval.get_legend_handles_labels(), loc="outside lower center", ncols=panels, fontsize=8)
     figure.savefig(path, format="png", dpi=110)
 
 
@@ -95,7 +96,6 @@ def _draw_retrieval(found: Sequence[Evidence], axes: Axes) -> None:
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.set_title("dotted: control, what the model had before", fontsize=9)
-    axes.legend(fontsize=8)
 
 
 def _draw_use(found: Sequence[Evidence], replaced: Axes, quotas: Axes) -> None:

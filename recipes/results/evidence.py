@@ -1,9 +1,9 @@
 """What tools' output and latents are worth: `python -m recipes.results.evidence`, after `work.py`.
 
-Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories, and
-`pearl-eval latents` of the first seed of `lvr`, `mirage` and forms of `pearl` and of two models of the search, and where
-`tools` looks with its first calls, and what the visual tokens hold (`seen.py`); puts tables and
-curves into docs/results.md. Models that are not below `--work` are trained again, up to an hour of a core each.
+Asks `pearl-eval gain` of the base and of the first seed of `sft`, on held-out trajectories, and `pearl-eval latents` of
+the first seed of `lvr`, `mirage` and forms of `pearl`; measures where `tools` looks with its first calls, and what the
+visual tokens hold (`seen.py`); puts tables and curves into docs/results.md. Models that are not below `--work` are
+trained again, up to nine minutes of a core each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from pearl.records import Box
 from pearl.trainer.models import BUILT_IN
 from recipes.results.data import DATA
-from recipes.results.jobs import DIRECT, SEARCH_UPDATES, STEPS, Job, table, variant
+from recipes.results.jobs import DIRECT, STEPS, Job, table
 from recipes.results.seen import tokens_read
 from recipes.results.table import PAGE, put
 from recipes.results.work import chosen_rates, evaluate, evaluation, model_of, result, train
@@ -31,8 +31,6 @@ ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS, f"{STEPS}, infonce", f"{DIRECT
 LOOKING = ("sft-answer", "sft", DIRECT, STEPS)
 """Whose visual tokens are read, beside the base's."""
 TRAJECTORIES = 256
-TALKATIVE = 3e-4
-"""A learning rate of the search at which `lvr` and `mirage` do begin latents, as at their best rates they do not."""
 
 
 def gains(models: dict[str, str]) -> str:
@@ -112,11 +110,7 @@ def write(work: Path, page: Path) -> None:
     torch.set_num_threads(1)
     work = work.absolute()
     first = {job.variant.name: job for job in table(chosen_rates()) if job.seed == 0}
-    searched = {
-        f"{name} at {TALKATIVE:g}, {SEARCH_UPDATES} updates": Job(variant(name), TALKATIVE, 0, "search")
-        for name in ("lvr", "mirage")
-    }
-    asked = {**{name: first[name] for name in ASKED}, **searched}
+    asked = {name: first[name] for name in ASKED}
     looking = {name: first[name] for name in LOOKING}
     answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
     models = {job.name: made(job, work) for job in (first["sft"], *asked.values(), *looking.values())}
