@@ -61,7 +61,8 @@ def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
             f"{np.mean(_of(results, TRAINED, 'seconds')):.3f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_by_category(found), "", _chosen(found), "", *_differences(found)])
+    chosen = [sentence for data in ("train", "fewer") if (sentence := _chosen(found, data))]
+    return "\n".join([*lines, "", *_by_category(found), "", "\n\n".join(chosen), "", *_differences(found)])
 
 
 def _refused(score: dict[str, Any]) -> float:
@@ -82,21 +83,24 @@ def _by_category(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]
     return lines
 
 
-def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
-    """The best form of `pearl` and the best of what it is compared with, both by `val`, and their difference on test."""
-    by_name = {job.variant.name: results for job, results in found}
+def _chosen(found: Sequence[tuple[Job, list[dict[str, Any]]]], data: str) -> str:
+    """Of what learned from these data the best form of `pearl` and the best of what it is compared with, both by `val`,
+    and their difference on test."""
+    by_name = {job.variant.name: results for job, results in found if job.variant.data == data}
     val = {name: float(np.mean(_of(results, "val", "accuracy"))) for name, results in by_name.items()}
-    forms = [one.name for job, _ in found if (one := job.variant).name.startswith("pearl") and one.data == "train"]
-    others = [name for name in BASELINES if name in val]
+    forms = [name for name in val if name.startswith("pearl")]
+    others = [name for name in val if name.removesuffix(FEWER) in BASELINES]
     if not (forms and others):
         return ""
     ours, theirs = max(forms, key=val.__getitem__), max(others, key=val.__getitem__)
-    cells = [
-        _percent(paired(differences(_right(by_name[ours], name), _right(by_name[theirs], name)))) for name in BENCHMARKS
-    ]
+    found_in = [differences(_right(by_name[ours], name), _right(by_name[theirs], name)) for name in BENCHMARKS]
+    if not len(found_in[0]):
+        return ""
+    cells = [_percent(paired(difference)) for difference in found_in]
     return (
         f"By `val` the best form of `pearl` is `{ours}` ({100 * val[ours]:.1f}) and the best of the others is `{theirs}` "
-        f"({100 * val[theirs]:.1f}). Their difference is {cells[0]} on the trained skill and {cells[1]} on scenes."
+        f"({100 * val[theirs]:.1f}). Their difference (seeds that both have: {len(found_in[0])}) is {cells[0]} on the "
+        f"trained skill and {cells[1]} on scenes."
     )
 
 
