@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pearl.evaluation.insides import Insides
 from pearl.evaluation.subject import Subject
@@ -15,8 +16,9 @@ from pearl.records import Box, EncodedImage, Observation, Step, ToolCall, Trajec
 from pearl.trainer.models import place_of
 from recipes.results import work
 from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, searches, table
+from recipes.results.seeds import differences, paired
 from recipes.results.seen import object_and_mean
-from recipes.results.table import differences, markdown, paired, put, rows, searched
+from recipes.results.table import markdown, put, rows, searched, write
 from tests.plain import picture, trajectory
 
 BEST = RATES[1]
@@ -73,6 +75,11 @@ def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:
     assert f"| {DIRECT} − {CONTROL} | 1 | +0.0 |" in text
     assert f"| {DIRECT} − base | 2 | +75.0 (" in text
     assert "lvr" not in text
+    page = found / "results.md"
+    write(page)
+    assert text in page.read_text()
+    with Image.open(found / "images" / "results.png") as drawn:
+        assert drawn.format == "PNG"
 
 
 def test_paired_differences_draw_seeds_and_questions() -> None:

@@ -51,9 +51,9 @@ def _direct(name: str, like: str = DIRECT, seeds: int = VARIANT_SEEDS, data: str
     return Variant(name, "pearl", like, {"direct_weight": 1.0, **options}, seeds=seeds, data=data)
 
 
-def _fewer(name: str, like: str = DIRECT + FEWER, **options: Any) -> Variant:
+def _fewer(name: str, like: str = DIRECT + FEWER, seeds: int = VARIANT_SEEDS, **options: Any) -> Variant:
     """As `_direct`, of `fewer` trajectories."""
-    return _direct(name + FEWER, like, OBJECTIVE_SEEDS, "fewer", **options)
+    return _direct(name + FEWER, like, seeds, "fewer", **options)
 
 
 VARIANTS = (
@@ -70,14 +70,15 @@ VARIANTS = (
     _direct(CONTROL, jepa=False, nextlat=False),
     _direct(f"{DIRECT}, K = 1", num_predictor_tokens=1),
     _direct(f"{DIRECT}, K = 16", num_predictor_tokens=16),
-    _direct(STEPS, seeds=OBJECTIVE_SEEDS, targets="steps"),
+    _direct(STEPS, targets="steps"),
     _direct(f"{DIRECT}, external encoder", target_encoder=ENCODER),
     _direct(f"{STEPS}, infonce", targets="steps", jepa_distance="infonce"),
     Variant("tools", "sft", mode="tools", opening=OPENING, trained_as="sft", seeds=OBJECTIVE_SEEDS),
     Variant(f"sft-answer{FEWER}", "sft-answer", seeds=OBJECTIVE_SEEDS, data="fewer"),
-    _fewer(DIRECT, like=""),
-    _fewer(CONTROL, jepa=False, nextlat=False),
+    _fewer(DIRECT, like="", seeds=OBJECTIVE_SEEDS),
+    _fewer(CONTROL, seeds=OBJECTIVE_SEEDS, jepa=False, nextlat=False),
     _fewer(STEPS, targets="steps"),
+    _fewer(f"{STEPS}, infonce", targets="steps", jepa_distance="infonce"),
 )  # fmt: skip
 
 

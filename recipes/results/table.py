@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate
 from recipes.results.jobs import CONTROL, DIRECT, FEWER, RATES, STEPS, VARIANTS, Job, searches, table
+from recipes.results.plot import draw
+from recipes.results.seeds import differences, half_width, paired
 from recipes.results.work import result, searched_rates
 
 PAGE = Path("docs/results.md")
-DRAWS = 4000
-STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's 97.5% quantile by the number of seeds; fewer say nothing of their spread."""
 TRAINED = "test"
 BENCHMARKS = {TRAINED: "trained skill", "scenes": "scenes"}
 """As they are called in results, and in the tables."""
@@ -32,6 +30,7 @@ COMPARED = {
     f"{STEPS}, infonce": ("sft-answer", STEPS),
     DIRECT + FEWER: OF_FEWER,
     STEPS + FEWER: OF_FEWER,
+    f"{STEPS}, infonce{FEWER}": OF_FEWER,
     CONTROL + FEWER: OF_FEWER[:1],
 }
 
@@ -135,42 +134,13 @@ def searched() -> str:
     return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
 
 
-def differences(ours: Mapping[int, np.ndarray], theirs: Mapping[int, np.ndarray], fixed: bool = False) -> np.ndarray:
-    """(seeds, questions) of -1, 0 and 1, of the seeds that both have; a `fixed` model without seeds meets all of ours."""
-    seeds = ours if fixed else sorted(ours.keys() & theirs.keys())
-    return np.array([ours[seed] - theirs[0 if fixed else seed] for seed in seeds])
-
-
-def paired(difference: np.ndarray) -> Estimate:
-    """The mean of differences (seeds, questions); its 95% interval comes from drawing questions anew and, apart from
-    them, what the seeds' means deviate (drawing whole cells would count their noise three times). Seeds are few: what
-    they deviate is widened so that, were there no other noise, the interval would be Student's. With one or two it is
-    too narrow."""
-    rng = np.random.default_rng(0)
-    seeds, questions = difference.shape
-    of_questions, of_seeds = difference.mean(0), _widening(seeds) * (difference.mean(1) - difference.mean())
-    drawn = of_questions[rng.integers(0, questions, (DRAWS, questions))].mean(1)
-    drawn += of_seeds[rng.integers(0, seeds, (DRAWS, seeds))].mean(1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Estimate(float(difference.mean()), float(low), float(high))
-
-
-def _widening(seeds: int) -> float:
-    """From the spread of a bootstrap's means to Student's interval."""
-    if seeds not in STUDENT:
-        return 1.0
-    return float(STUDENT[seeds] / NormalDist().inv_cdf(0.975) * np.sqrt(seeds / (seeds - 1)))
-
-
 def _of(results: Sequence[dict[str, Any]], benchmark: str, name: str) -> list[float]:
     return [float(one["benchmarks"][benchmark][name]) for one in results]
 
 
 def _spread(values: Sequence[float]) -> str:
-    if len(values) not in STUDENT:
-        return f"{100 * np.mean(values):.1f}"
-    half = STUDENT[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{100 * np.mean(values):.1f} ± {100 * half:.1f}"
+    half = half_width(values)
+    return f"{100 * np.mean(values):.1f}" + (f" ± {100 * half:.1f}" if half else "")
 
 
 def _percent(one: Estimate) -> str:
@@ -189,9 +159,15 @@ def put(page: Path, part: str, text: str) -> None:
 
 
 def write(page: Path) -> None:
+    found = rows()
     put(page, "search", searched())
-    put(page, "table", markdown(rows()))
-    print(json.dumps({job.variant.name: len(results) for job, results in rows()}))
+    put(page, "table", markdown(found))
+    right = {
+        title: {job.variant.name: _of(results, benchmark, "accuracy") for job, results in found}
+        for benchmark, title in BENCHMARKS.items()
+    }
+    draw(right, page.parent / "images" / "results.png")
+    print(json.dumps({job.variant.name: len(results) for job, results in found}))
 
 
 def main() -> None:
