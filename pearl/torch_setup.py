@@ -1,4 +1,4 @@
-"""Makes torchvision importable on a CPU-only torch."""
+"""torch's own oddities: torchvision on a CPU-only build, the ways in which it says that memory is used up."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def prepare_torchvision() -> torch.library.Library | None:
     except RuntimeError:  # a CPU build of torchvision, which brings them itself
         return None
     return library  # the declarations live as long as this object
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU or of the machine, which torch says in a RuntimeError."""
+    said = ("out of memory", "not enough memory", "allocate memory")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pearl.trainer.packing import Packer
 from pearl.trainer.publish import OBJECTIVE_WEIGHTS
 from pearl.trainer.train import train
 from tests.plain import picture, step, tiny, trajectory
-from tests.runs import config, data_file, encoder, logged, rows
+from tests.runs import config, data_file, encoder, logged, model, rows
 from tests.tiny_vlms import build_tiny_encoder
 
 prepare_torchvision()
@@ -98,6 +99,15 @@ def test_an_encoder_of_timm() -> None:
 def test_an_encoder_that_is_not_there_is_said_before_any_work(name: str) -> None:
     with pytest.raises(EncoderError, match=r"no_such_model|no/such/folder"):
         Pearl(target_encoder=name)
+
+
+def test_a_model_of_another_kind_and_pickles_are_no_encoders(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="cannot be used as an image encoder"):
+        FrozenEncoder(str(model()))
+    shutil.copytree(encoder(), tmp_path / "timm")
+    (tmp_path / "timm" / "model.safetensors").rename(tmp_path / "timm" / "pytorch_model.bin")
+    with pytest.raises(EncoderError, match="has no weights as safetensors"):
+        FrozenEncoder(f"timm:local-dir:{tmp_path / 'timm'}")
 
 
 def test_a_folder_of_timm_gives_what_its_model_gives() -> None:

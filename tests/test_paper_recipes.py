@@ -31,6 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def test_a_baseline_is_dry_run_with_the_papers_settings(folder: Path) -> None:
+    files = ["--config", str(FOLDER / "lvr.json"), "--config", str(FOLDER / "qwen2.5-vl-3b.json"), "--objective", "sft"]
+    tiny = ["--model", str(folder / MODELS["qwen2.5-vl-3b"]), "--data", str(folder / "steps.parquet")]
+    shown = CliRunner().invoke(app, [*files, *tiny, "--out", str(folder / "sft"), "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("data", DATA)
 def test_a_run_of_the_paper_is_dry_run(data: str, model: str, folder: Path) -> None:

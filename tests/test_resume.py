@@ -11,20 +11,32 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.cluster import train_on_ray
 from pearl.trainer.config import ConfigError, TrainConfig
+from pearl.trainer.conversation import load_template
 from pearl.trainer.run_directory import COMPLETE, checkpoints
 from pearl.trainer.train import train
-from tests.runs import ENVIRONMENT, command, config, data_file, flags, logged, on_two_processes, pearl_train, rows
+from tests.runs import (
+    ENVIRONMENT,
+    command,
+    config,
+    data_file,
+    flags,
+    logged,
+    model,
+    on_two_processes,
+    pearl_train,
+    rows,
+)
 
 prepare_torchvision()
 from transformers import TrainerCallback  # noqa: E402
@@ -206,6 +218,32 @@ def test_other_data_cannot_go_on_with_a_run(tmp_path: Path) -> None:
         data_file(tmp_path, others)
         with pytest.raises(ConfigError, match="had other trajectories"):
             train(replace(settings, resume=True), progress=False)
+
+
+@pytest.mark.parametrize("what", ["template", "frozen weights"])
+def test_what_changed_where_it_lies_cannot_go_on_with_a_run(what: str, tmp_path: Path) -> None:
+    base, words = tmp_path / "base", tmp_path / "words.json"
+    shutil.copytree(model(), base)
+    template = asdict(load_template("pearl"))
+    words.write_text(json.dumps(template))
+    settings = config(data_file(tmp_path), tmp_path / "out", model=str(base), template=str(words), tune="lora")
+    train(settings, progress=False)
+    if what == "template":
+        words.write_text(json.dumps({**template, "direct": "It is $answer"}))
+    else:
+        weights = load_file(base / "model.safetensors")
+        save_file(
+            {name: weight * 1.01 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"}
+        )
+    with pytest.raises(ConfigError, match=f"had other {what}: what lies there has changed"):
+        train(replace(settings, resume=True), progress=False)
+
+
+def test_that_there_is_nothing_to_go_on_from_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(data, tmp_path / "out", resume=True, max_steps=1), progress=False)
+    assert f"note: there is no checkpoint in {tmp_path / 'out'} to go on from" in capsys.readouterr().err
 
 
 def test_a_resumed_run_saves_as_often_as_it_is_told(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from pearl.cli.gen import app as gen
 from pearl.cli.train import app
 from pearl.errors import PearlError
 from pearl.parquet import DataError, schema, write_trajectories
-from pearl.records import EncodedImage, Trajectory
+from pearl.records import EncodedImage, ToolCall, Trajectory
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.learner import Learner
 from pearl.trainer.models import place_of
+from pearl.trainer.packing import Batch
 from pearl.trainer.run_directory import checkpoints
 from pearl.trainer.train import _explained, train
 from tests.hub_server import TOKEN, HubServer
@@ -41,6 +43,7 @@ from tests.runs import (
     data_file,
     encoder,
     flags,
+    logged,
     model,
     on_two_processes,
     pearl_train,
@@ -143,7 +146,26 @@ def test_a_broken_image_is_left_out_and_named(tmp_path: Path) -> None:
     assert "2 trajectories were left out: see" in result.stdout
     told = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
     assert {one["id"] for one in told} == {"row-03", "row-05"}
-    assert all(one["reason"].startswith("row ") and "image 0" in one["reason"] for one in told)
+    assert all("image 0" in one["reason"] for one in told)
+
+
+def test_texts_of_no_encoding_and_ids_given_twice_are_left_out_and_named(tmp_path: Path) -> None:
+    broken = [with_image(one, b"no image") for one in rows(2)]
+    boxes, query = (
+        replace(one, steps=(replace(one.steps[0], call=ToolCall("find", arguments)), *one.steps[1:]))
+        for one, arguments in zip(rows(12)[9:11], ({"boxes": 5}, {"query": "HALF"}), strict=True)
+    )
+    data = data_file(tmp_path, [*rows(8), boxes, query, replace(broken[0], id="twice"), replace(broken[1], id="twice")])
+    written = pq.read_table(data).to_pylist()
+    half = written[9]["steps"][0]
+    half["arguments"] = half["arguments"].replace("HALF", "\\ud800")  # of a pair, which JSON can say and UTF-8 cannot
+    pq.write_table(pa.Table.from_pylist(written, schema()), data)
+    result = invoke(data, tmp_path / "out", "--max-steps", "6", "--log-steps", "6")
+    assert result.exit_code == 0, result.output
+    assert "3 trajectories were left out: see" in result.stdout
+    told = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
+    assert sorted((one["id"], one["row"]) for one in told) == [("row-10", 9), ("twice", 10), ("twice", 11)]
+    assert next(one["reason"] for one in told if one["id"] == "row-10").startswith("TypeError: ")
 
 
 def test_too_long_trajectories_are_left_out_and_named(data: Path, tmp_path: Path) -> None:
@@ -194,7 +216,11 @@ def test_a_slip_of_the_pen_leaves_no_folder(data: Path, tmp_path: Path, options:
         (["--max-steps", "-3"], "max_steps must be positive"),
         (["--eval-fraction", "1"], "eval_fraction must be at least 0 and below 1"),
         (["--weight-decay", "-1"], "weight_decay must not be negative"),
-        (["--learning-rate", "nan"], "learning_rate must be positive"),
+        (["--learning-rate", "nan"], "learning_rate is nan; expected a finite number"),
+        (["--epochs", "inf"], "epochs is inf; expected a finite number"),
+        (["--lambda", "nan"], "lambda_ is nan; expected a finite number"),
+        (["--seed", "4294967296"], "seed must be below 2**32"),
+        (["--freeze", "language", "--tune", "full", "--objective", "mirage"], "mirage has tokens of its own"),
         (["--freeze", "eyes"], "the parts are vision, projector, language"),
         (["--freeze", "vision,projector,language"], "nothing of the model is left to train"),
         (["--attention", "flash_attention_2"], "attention is 'flash_attention_2'; expected 'sdpa' or 'eager'"),
@@ -571,7 +597,7 @@ def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert "error: the loss is no number in step " in last
-    assert ", on row-07; the weights before it are in " in last
+    assert ", on row-07. --resume goes on from the weights before it (" in last
     step = int(last.partition("in step ")[2].partition(",")[0])
     saved = out / "checkpoints" / f"checkpoint-{step - 1}"
     assert str(saved) in last
@@ -585,7 +611,7 @@ def test_all_processes_stop_at_a_loss_that_is_no_number(tmp_path: Path, poisoned
     settings = config(data, tmp_path / "out", model=str(base), batch_size=1, max_steps=12, save_steps=0)
     ended = subprocess.run(on_two_processes(settings), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    said = re.findall(r"error: the (.*) is no number in step \d+, on (.*); the weights before it are", ended.stderr)
+    said = re.findall(r"error: the (.*) is no number in step \d+, on (.*)\. --resume goes on", ended.stderr)
     assert set(said) == {("loss", "row-07")}  # the other process, whose own losses were numbers, says so too
     (saved,) = checkpoints(tmp_path / "out")
     weights = load_file(saved / "trained.safetensors")
@@ -620,6 +646,29 @@ def test_too_little_memory(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     result = invoke(data, tmp_path / "out")
     assert result.exit_code == 1
     assert "error: memory does not suffice: lower --batch-size" in result.stderr.splitlines()[-1]
+
+
+def test_what_memory_sufficed_for_is_kept_and_gone_on_with_as_advised(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    size = ["--objective", "sft", "--max-steps", "5", "--batch-size", "4", "--eval-fraction", "0"]
+    assert invoke(data, whole, *size).exit_code == 0
+    forward, calls = Learner.forward, count()
+
+    def third(self: Learner, batch: Batch) -> Any:
+        if next(calls) == 3:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "forward", third)
+        assert "memory does not suffice" in invoke(data, out, *size).stderr.splitlines()[-1]
+    assert [one.name for one in checkpoints(out)] == ["checkpoint-3"]
+    assert "batch_size: 4 → 2" in refused(data, out, *size, "--resume", "--batch-size", "2")
+    lower = ["--batch-size", "1", "--accumulation", "4", "--gradient-checkpointing"]
+    assert invoke(data, out, *size, "--resume", *lower).exit_code == 0
+    assert logged(out) == pytest.approx(logged(whole), rel=1e-4)
 
 
 # what it shows

@@ -161,8 +161,12 @@ def test_frozen_weights_stay_bf16_where_they_were(data: Path, tmp_path: Path) ->
     assert dry_run(settings).activations < dry_run(replace(settings, precision="fp32")).activations
 
 
-def test_the_estimate_of_activations_is_near_what_a_forward_keeps(data: Path, tmp_path: Path) -> None:
-    settings = config(data, tmp_path / "out", objective="sft", precision="fp32", batch_size=4)
+@pytest.mark.parametrize(("base", "objective"), [(None, "sft"), ("vlm-nano", "sft"), ("vlm-nano", "pearl")])
+def test_the_estimate_of_activations_is_near_what_a_forward_keeps(
+    data: Path, tmp_path: Path, base: str | None, objective: str
+) -> None:
+    named = str(model()) if base is None else base
+    settings = config(data, tmp_path / "out", model=named, objective=objective, precision="fp32", batch_size=4)
     prepared = prepare(settings)
     longest = prepared.training[int(np.argmax(prepared.lengths))].example
     batch, kept = prepared.packer([longest] * 4), dict[int, int]()
@@ -177,13 +181,6 @@ def test_the_estimate_of_activations_is_near_what_a_forward_keeps(data: Path, tm
     measured = sum(size for place, size in kept.items() if place not in own) / 1e9
     assert terms["vlm"].requires_grad
     assert 0.6 * measured < dry_run(settings).activations < 1.6 * measured
-    losses = []
-    for precision in ("bf16", "fp32"):
-        train(replace(settings, precision=precision, out=str(tmp_path / precision), max_steps=6), False)
-        losses.append(logged(tmp_path / precision))
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-    wholly = replace(settings, precision="bf16", model=str(model()))
-    assert {weight.dtype for weight in prepare(wholly).learner.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

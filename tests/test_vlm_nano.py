@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,7 @@ from pearl.scenes.render import render
 from recipes.vlm_nano.asks import ask_all, ask_measure
 from recipes.vlm_nano.batches import NAMED, ask_measures
 from recipes.vlm_nano.data import SIZE, object_table
-from recipes.vlm_nano.evaluate import SMALL
+from recipes.vlm_nano.evaluate import SMALL, evaluate
 from recipes.vlm_nano.things import MEASURES, levels
 
 torch.set_num_threads(1)
@@ -47,6 +48,17 @@ def test_it_was_measured_to_be_better_than_blind_by_what_is_promised() -> None:
     assert sum(gain >= 0.25 for gain in gains().values()) >= 3
     assert FIGURES["mean gain"] == pytest.approx(sum(gains().values()) / len(FAMILIES))
     assert FIGURES["families that gain 0.25"] == sum(gain >= 0.25 for gain in gains().values())
+
+
+def test_its_figures_are_of_the_weights_that_ship() -> None:
+    assert hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest() == FIGURES["weights"]
+
+
+@pytest.mark.slow
+def test_measured_anew_it_is_better_than_blind_by_what_is_promised() -> None:
+    found = evaluate(str(FOLDER), 60, "cpu")
+    assert found["mean gain"] >= 0.15
+    assert found["families that gain 0.25"] >= 3
 
 
 def test_a_crop_was_measured_to_help_with_small_objects() -> None:

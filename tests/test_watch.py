@@ -73,6 +73,8 @@ def test_figures_come_when_there_are_enough_and_look_at_the_last() -> None:
         (torch.ones(16, 32), random(16), "the predicted embeddings are nearly all the same"),
         (random(16), torch.ones(16, 32) + 1e-4 * random(16), "the target embeddings are nearly all the same"),
         (torch.ones(16, 32), torch.ones(16, 32), "the predicted and target embeddings are nearly all the same"),
+        (torch.eye(2, 32).repeat(32, 1), random(64), "the predicted embeddings differ in one direction only"),
+        (torch.eye(2, 32).repeat(8, 1), random(16), None),
     ],
 )
 def test_a_collapse_is_told(predicted: Tensor, target: Tensor, said: str | None) -> None:

@@ -412,6 +412,54 @@ def _recurrent_llava_config(tokenizer: Any) -> Any:
     )
 
 
+def _windowed_llava_config(tokenizer: Any) -> Any:
+    """All layers of the language model look back 16 tokens, which a configuration of its time says by one number."""
+    return transformers.LlavaConfig(
+        text_config=_text(tokenizer, model_type="mistral", sliding_window=16),
+        vision_config=_vision(model_type="clip_vision_model", projection_dim=HIDDEN // 2),
+        image_token_index=_id(tokenizer, "<image>"),
+    )
+
+
+def _pixtral_processor() -> Any:
+    """Images keep their shapes, so that they do not concatenate."""
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return transformers.PixtralProcessor(
+        image_processor=transformers.PixtralImageProcessor(
+            size={"longest_edge": 2 * TILE}, patch_size={"height": PATCH, "width": PATCH}
+        ),
+        tokenizer=_tokenizer(roles, "[IMG]", "[IMG_BREAK]", "[IMG_END]", prepend_bos=True),
+        patch_size=PATCH,
+        chat_template=_template(_VICUNA, image="[IMG]"),
+    )
+
+
+def _pixtral_config(tokenizer: Any) -> Any:
+    return transformers.LlavaConfig(
+        text_config=_text(tokenizer, model_type="llama"),
+        vision_config=_vision(model_type="pixtral", image_size=2 * TILE),
+        image_token_index=_id(tokenizer, "[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+
+
+def _scaled_processor() -> Any:
+    return _qwen_processor(transformers.HyperCLOVAXVisionV2Processor, transformers.Qwen2VLVideoProcessor, _CHATML)
+
+
+def _scaled_config(tokenizer: Any) -> Any:
+    """Logits are an eighth of what the head says."""
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    text = {"model_type": "hyperclovax", "rope_parameters": rope, "logits_scaling": 0.125}
+    vision = {"model_type": "qwen2_5_vl_vision", "window_size": 4 * PATCH, "fullatt_block_indexes": [1]}
+
+    def config(vision_start_token_id: int, vision_end_token_id: int, **settings: Any) -> Any:
+        return transformers.HyperCLOVAXVisionV2Config(**settings)
+
+    return _qwen_config(config, tokenizer, text, vision)
+
+
 def _qwen2_vl_processor() -> Any:
     return _qwen_processor(transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor, _CHATML)
 
@@ -440,6 +488,9 @@ FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
 _FAMILIES |= {
     "vipllava": _Family(_llava_processor, _vipllava_config, ("</s>",)),
     "recurrent_llava": _Family(_llava_processor, _recurrent_llava_config, ("</s>",)),
+    "windowed_llava": _Family(_llava_processor, _windowed_llava_config, ("</s>",)),
+    "pixtral": _Family(_pixtral_processor, _pixtral_config, ("</s>",)),
+    "scaled": _Family(_scaled_processor, _scaled_config, _CHATML_STOPS),
     "qwen2_vl": _Family(_qwen2_vl_processor, _qwen2_vl_config, _CHATML_STOPS),
 }
 """And of families that the trainer does not know."""

@@ -161,12 +161,13 @@ def train(
         errors.print(f"error: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as stop:
-        errors.print("stopped; --resume goes on from the last checkpoint")
+        errors.print("stopped; --resume goes on from the last checkpoint, if there is one")
         raise typer.Exit(130) from stop
 
 
 def _settings(given: dict[str, Any]) -> TrainConfig:
-    """The configuration file's settings, changed by the options that were given."""
+    """The configuration files' settings, changed by the options that were given. What is said of one objective does not
+    go for another that is named later."""
     known = {field.name for field in fields(TrainConfig)} - {"objective_options"}
     changes = {name: str(v) if isinstance(v, StrEnum) else v for name, v in given.items() if name in known}
     if "freeze" in given:
@@ -189,11 +190,10 @@ def _settings(given: dict[str, Any]) -> TrainConfig:
     options |= {name: False for name in ("jepa", "nextlat") if f"no_{name}" in given}
     options |= dict(_pair(text) for text in given.get("option", ()))
     settings: dict[str, Any] = {"objective_options": {}}
-    for path in given.get("config", ()):
-        found = read_settings(path)
-        merged = {**settings["objective_options"], **found.get("objective_options", {})}
-        settings |= {**found, "objective_options": merged}
-    settings |= {**changes, "objective_options": {**settings["objective_options"], **options}}
+    for found in (*map(read_settings, given.get("config", ())), {**changes, "objective_options": options}):
+        named = settings.get("objective", TrainConfig.objective)
+        before = settings["objective_options"] if found.get("objective", named) == named else {}
+        settings |= {**found, "objective_options": {**before, **found.get("objective_options", {})}}
     if "data" not in settings:
         raise PearlError("say what to train on: --data traj.parquet (pearl-gen trajectories makes one)")
     settings.setdefault("out", f"runs/{settings.get('objective', TrainConfig.objective)}")
@@ -218,7 +218,7 @@ def _show_dry_run(config: TrainConfig, processes: int) -> None:
     console.print(f"{found.trajectories} trajectories, {found.held_out} held out; {found.updates} updates")
     console.print(
         f"weights, gradients and optimizer: {found.gigabytes:.2f} GB a process; a forward of the longest trajectories keeps "
-        f"about {found.activations:.2f} GB in the language model"
+        f"about {found.activations:.2f} GB"
     )
     views = ", ".join(f"{name} {tokens}" for name, tokens in found.tokens.items())
     console.print(f"one example has {found.row} tokens in its row ({views}); what is learned is in 【brackets】:\n")

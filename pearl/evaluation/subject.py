@@ -16,7 +16,7 @@ from PIL import Image
 
 from pearl.errors import PearlError
 from pearl.tools.models import default_device
-from pearl.torch_setup import prepare_torchvision
+from pearl.torch_setup import is_out_of_memory, prepare_torchvision
 from pearl.trainer.config import Precision
 from pearl.trainer.models import BUILT_IN, ModelError, place_of, quiet_transformers, refuse_pickle
 from pearl.trainer.publish import SETTINGS, read_training_settings
@@ -245,7 +245,7 @@ class Subject:
             inputs = inputs.to(self.model.device, dtype=self.model.dtype)
             output = self.model.generate(**inputs, generation_config=settings)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise SubjectError(
                 f"out of memory with {rows} conversations of up to {width} tokens at once: lower --batch-size"
@@ -367,11 +367,6 @@ def _file(name: str, model: Any, file: str) -> Path | None:
         return Path(hf_hub_download(name, file, revision=getattr(model.config, "_commit_hash", None)))
     except (OSError, ValueError, EntryNotFoundError, HfHubHTTPError):
         return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    said = ("out of memory", "not enough memory", "allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error).lower() for words in said)
 
 
 def _text(text: str) -> Message:

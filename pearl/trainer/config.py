@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -108,6 +109,8 @@ class TrainConfig:
         for name in SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed must be below 2**32, not {self.seed}")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ConfigError(f"min_pixels is above max_pixels: {self.min_pixels} > {self.max_pixels}")
         if unknown := set(self.freeze) - {"vision", "projector", "language"}:
@@ -118,9 +121,15 @@ class TrainConfig:
 
 
 FREE_TO_CHANGE = frozenset(
-    {"out", "resume", "data_workers", "keep_checkpoints", "push_to_hub", "log_steps", "save_steps", "eval_steps"}
-)
-"""What a resumed run may have otherwise than the run that it continues: the weights do not depend on it."""
+    {
+        "out", "resume", "data_workers", "keep_checkpoints", "push_to_hub", "log_steps", "save_steps", "eval_steps",
+        "precision", "gradient_checkpointing", "attention", "tree",
+    }
+)  # fmt: skip
+"""What a resumed run may have otherwise than the run that it continues: the weights do not depend on it, but for
+rounding."""
+TOGETHER = ("batch_size", "accumulation")
+"""And these, as long as their product stays: as many trajectories an update, in the same order."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -169,11 +178,14 @@ def checked(kind: type, values: Mapping[str, Any], where: str, complete: bool = 
         except ValidationError as error:
             said = error.errors()[0]["msg"].removeprefix("Input should be ")
             raise ConfigError(f"{where}: {name} is {value!r}; expected {said}") from error
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {name} is {value}; expected a finite number")
     return found
 
 
 def differences(config: TrainConfig, other: Mapping[str, Any]) -> list[str]:
     """The settings that a resumed run may not have changed but has, as `name: before → now`."""
     mine = json.loads(json.dumps(config.to_json()))
-    names = sorted((mine.keys() | other.keys()) - FREE_TO_CHANGE)
+    same = math.prod(mine[name] for name in TOGETHER) == math.prod(other.get(name, 0) for name in TOGETHER)
+    names = sorted((mine.keys() | other.keys()) - FREE_TO_CHANGE.union(TOGETHER if same else ()))
     return [f"{n}: {other.get(n)} → {mine.get(n)}" for n in names if mine.get(n) != other.get(n)]

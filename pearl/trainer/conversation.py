@@ -155,7 +155,8 @@ class Conversation:
 
     def thought(self, step: Step) -> str:
         arguments = step.call.arguments
-        box = arguments.get("box") or next(iter(arguments.get("boxes") or ()), None)
+        boxes = arguments.get("boxes")
+        box = arguments.get("box") or (boxes[0] if isinstance(boxes, list) and boxes else None)
         call = json.dumps({"name": step.call.tool, "arguments": dict(arguments)}, ensure_ascii=False)
         place = "" if box is None else json.dumps(box)
         return _filled(self.template.step, thought=step.thought, call=call, tool=step.call.tool, box=place)

@@ -28,7 +28,7 @@ from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.packing import Example
-from pearl.trainer.views import ViewEncoder, ViewError
+from pearl.trainer.views import ViewEncoder
 
 MAX_DRAWS = 100
 """Of what stands in for a trajectory that cannot be used."""
@@ -171,9 +171,10 @@ def _summed(lists: pa.ListArray, values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Refused:
-    """A trajectory that was left out, and why."""
+    """A trajectory that was left out, and why; ids may be given twice, so its row too."""
 
     id: str
+    row: int
     reason: str
 
 
@@ -222,11 +223,15 @@ class Examples(Dataset[Drawn]):
                 continue
             try:
                 return Drawn(self.example(self.table[row]), tuple(refused.values()))
-            except (ImageError, ViewError, TooLong, DataError) as error:
-                name = self.table.table["id"][row].as_py()
-                refused[row] = Refused(str(name), f"row {row}: {error}")
+            except MemoryError:
+                raise
+            except Exception as error:  # what others wrote may hold anything: the others are trained on
+                kind = "" if isinstance(error, PearlError) else f"{type(error).__name__}: "
+                refused[row] = Refused(str(self.table.table["id"][row].as_py()), row, f"{kind}{error}")
         last = refused[next(reversed(refused))]
-        raise DataError(f"{len(refused)} trajectories in a row cannot be used; the last: {last.id}, {last.reason}")
+        raise DataError(
+            f"{len(refused)} trajectories in a row cannot be used; the last: {last.id}, row {last.row}: {last.reason}"
+        )
 
     def _substitute(self, index: int, attempt: int) -> int:
         return int(generator("substitute", self.seed, index, attempt).integers(len(self.rows)))

@@ -93,6 +93,8 @@ class Family:
     """Whether views may stand beside each other in one row."""
     layer_types: ClassVar[frozenset[str]] = frozenset({"full_attention"})
     """The kinds of language layers whose masks it makes."""
+    vision_types: ClassVar[frozenset[str]] = frozenset()
+    """The vision towers whose images it collates; empty: those that the family comes with."""
     differs_among_others: ClassVar[bool] = False
     """Whether an image is preprocessed in another way where a conversation has several."""
     keeps_sizes: ClassVar[bool] = False
@@ -308,6 +310,8 @@ class LlavaOnevision(Family):
 
 
 class Llava(Family):
+    vision_types = frozenset({"clip_vision_model", "siglip_vision_model"})
+
     def collate_images(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {"pixel_values": torch.cat([image["pixel_values"] for image in images])}
 
@@ -330,6 +334,8 @@ class Llava(Family):
 
 class InternVL(Llava):
     """An image is a number of tiles and the whole in small, or the whole alone."""
+
+    vision_types = frozenset()
 
     def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
         from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
@@ -408,10 +414,18 @@ FAMILIES: dict[str, type[Family]] = {
 
 def family_of(settings: Any) -> type[Family]:
     """The family of a model's configuration; `Unknown` too where its language model has layers that a known family
-    makes no mask for, such as recurrent ones."""
+    makes no mask for, such as recurrent ones, or its images come from a vision tower that the family does not know."""
     known = FAMILIES.get(settings.model_type)
-    layers = set(getattr(settings.get_text_config(), "layer_types", None) or {"full_attention"})
-    return known if known is not None and layers <= known.layer_types else Unknown
+    if known is None or not _layers(settings.get_text_config()) <= known.layer_types:
+        return Unknown
+    towers = known.vision_types
+    return known if not towers or settings.vision_config.model_type in towers else Unknown
+
+
+def _layers(text: Any) -> set[str]:
+    """The kinds of a language model's layers; of older configurations a window without kinds goes for all layers."""
+    window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    return set(getattr(text, "layer_types", None) or {"sliding_attention" if window else "full_attention"})
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

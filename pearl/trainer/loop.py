@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pearl.errors import PearlError
 from pearl.files import whole_file
 from pearl.randomness import generator
-from pearl.torch_setup import prepare_torchvision
+from pearl.torch_setup import is_out_of_memory, prepare_torchvision
 from pearl.trainer.answers import answer_accuracy
 from pearl.trainer.callbacks import tell
 from pearl.trainer.data import Drawn, GroupedOrder, Refused, with_stand_ins
@@ -53,21 +54,22 @@ class RefusedLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._told = self.ids()
+        self._told = self.told()
 
     def add(self, refused: Sequence[Refused]) -> None:
         for one in refused:
-            if one.id not in self._told:
-                self._told.add(one.id)
+            if (key := (one.id, one.row)) not in self._told:
+                self._told.add(key)
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"id": one.id, "reason": one.reason}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(asdict(one)) + "\n")
 
-    def ids(self) -> set[str]:
-        """Of all that are in the file."""
+    def told(self) -> set[tuple[str, int]]:
+        """Id and row of all that are in the file."""
         if not self.path.exists():
             return set()
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return {json.loads(line)["id"] for line in lines if line.endswith("\n")}
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {(one["id"], one["row"]) for one in found}
 
 
 class LearnerTrainer(Trainer):
@@ -151,23 +153,38 @@ class LearnerTrainer(Trainer):
         self._forwards.clear()
         return norm
 
-    def _stop(self) -> None:
-        """
-        Raises:
-            NanLoss: always, when the weights before the update are saved.
-        """
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        """Of several processes the others would wait for one that saves alone."""
+        try:
+            return super().training_step(*args, **options)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error) and self.args.world_size == 1 and self.state.global_step:
+                self._keep_weights()
+            raise
+
+    def _keep_weights(self) -> Path:
+        """Saves those before the update that is under way."""
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if not (folder / COMPLETE).exists():
             self._save_checkpoint(self._learner, trial=None)
         if self.is_world_process_zero():
             (folder / COMPLETE).touch()
+        return folder
+
+    def _stop(self) -> None:
+        """
+        Raises:
+            NanLoss: always, when the weights before the update are saved.
+        """
+        folder = self._keep_weights()
         forwards = gather_object([(ids, bool(torch.isfinite(loss))) for ids, loss in self._forwards])
         bad = [ids for ids, finite in forwards if not finite]
         what = "loss" if bad else "loss's gradient"
         among = ", ".join(one for ids in bad or [ids for ids, _ in forwards] for one in ids)
         raise NanLoss(
-            f"the {what} is no number in step {self.state.global_step + 1}, on {among}; the weights before it are in "
-            f"{folder}. A lower --learning-rate or --precision fp32 may help, or data without these"
+            f"the {what} is no number in step {self.state.global_step + 1}, on {among}. --resume goes on from the "
+            f"weights before it ({folder}): --precision fp32 may help. Else begin anew, with a lower --learning-rate or "
+            "data without these"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import warnings
@@ -122,10 +123,10 @@ def _explained(name: str) -> Iterator[None]:
 
 @torch.no_grad()
 def check_unknown(vlm: Any, processor: Any, family: Unknown, name: str) -> None:
-    """Runs a conversation with two images our way and the model's own, and says on stderr what follows.
+    """Runs a conversation with two images of different shapes our way and the model's own, and says on stderr what follows.
 
     Raises:
-        ModelError: the states differ, or our way fails: the model cannot be trained here.
+        ModelError: the states or logits differ, or our way fails: the model cannot be trained here.
     """
     from pearl.trainer.learner import Learner
     from pearl.trainer.objectives.sft import NextToken
@@ -135,7 +136,7 @@ def check_unknown(vlm: Any, processor: Any, family: Unknown, name: str) -> None:
     kind, known = vlm.config.model_type, ", ".join(FAMILIES)
     try:
         encoder = ViewEncoder(processor, family)
-        pictures = [Image.effect_mandelbrot((96, 64 + 8 * n), (-2, -1.5, 1, 1.5), 50).convert("RGB") for n in range(2)]
+        pictures = [Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 50).convert("RGB") for size in ((96, 64), (64, 96))]
         images = [encoder.image(EncodedImage(encode(np.array(picture), "png"))) for picture in pictures]
         turns = [Turn("user", (ImagePart(0), "One?")), Turn("assistant", ("Two.",), True)]
         turns += [Turn("user", (ImagePart(1), "Three?")), Turn("assistant", ("Four.",), True)]
@@ -146,8 +147,9 @@ def check_unknown(vlm: Any, processor: Any, family: Unknown, name: str) -> None:
                     for p in t.parts]} for t in turns]  # fmt: skip
         text = processor.apply_chat_template(content, tokenize=False)
         inputs = processor(text=[text], images=[pictures], return_tensors="pt")
-        theirs = vlm.model(**inputs).last_hidden_state[0, : len(view) - 1]
-        apart = float((ours[:-1] - theirs).abs().max() / theirs.abs().max())
+        theirs = vlm.model(**inputs).last_hidden_state[0]
+        apart = _apart(ours, theirs)
+        head_apart = _apart(vlm.get_output_embeddings()(theirs), vlm(**inputs).logits[0])
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(
@@ -158,11 +160,23 @@ def check_unknown(vlm: Any, processor: Any, family: Unknown, name: str) -> None:
             f"{name} is of the family {kind!r}, whose positions or images work in a way of their own (states differ "
             f"by {apart:.0%}): it cannot be trained here; known: {known}"
         )
+    if head_apart > 1e-3:
+        raise ModelError(
+            f"{name} is of the family {kind!r}, whose logits are not its head's alone (they differ by {head_apart:.0%}, "
+            f"as where they are scaled or capped): it cannot be trained here; known: {known}"
+        )
     print(
         f"note: nothing is known about the family {kind!r} (or its layers), so each view has a row of its own: slower; "
-        "on an example its states are right",
+        "on an example its states and logits are right",
         file=sys.stderr,
     )
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    """How far (T, N) and a longer or shorter (T', N) differ where both have tokens, the last of which may end a turn
+    otherwise; of the largest value."""
+    shared = min(len(ours), len(theirs)) - 1
+    return float((ours[:shared] - theirs[:shared]).abs().max() / theirs.abs().max())
 
 
 @contextmanager
@@ -228,8 +242,8 @@ def _add_tokens(vlm: Any, processor: Any, objective: Objective) -> None:
 def make_trainable(loaded: Loaded, config: TrainConfig, objective: Objective) -> nn.Module:
     """Decides for every weight whether it is trained; under LoRA the model comes back wrapped by PEFT.
 
-    All linear layers of the parts that are not frozen get adapters, the head excepted. The rows of an objective's
-    special tokens are trained in either case. What is trained is fp32; what is not stays bf16 in a bf16 run, where it
+    All linear layers of the parts that are not frozen get adapters, the head excepted, and the rows of an objective's
+    special tokens are trained beside them. What is trained is fp32; what is not stays bf16 in a bf16 run, where it
     is stored so.
     """
     vlm: Any = loaded.vlm
@@ -237,6 +251,11 @@ def make_trainable(loaded: Loaded, config: TrainConfig, objective: Objective) ->
         parameter.requires_grad_(part_of(name, loaded.family) not in config.freeze)
     total = sum(parameter.numel() for parameter in vlm.parameters())
     tune = config.tune if config.tune != "auto" else "full" if total < FULL_BELOW else "lora"
+    if tune == "full" and "language" in config.freeze and objective.special_tokens:
+        raise ModelError(
+            f"{objective.name} has tokens of its own, whose rows are the language part's: do not freeze language, or "
+            "--tune lora, which trains them alone"
+        )
     if not any(parameter.requires_grad for parameter in vlm.parameters()):
         raise ModelError("nothing of the model is left to train: freeze less")
     with warnings.catch_warnings():
@@ -330,6 +349,17 @@ def trained_state(learner: nn.Module) -> dict[str, Tensor]:
     """
     trained = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     return {name: _gathered(weight).detach().cpu().contiguous() for name, weight in trained.items()}
+
+
+@torch.no_grad()
+def frozen_digest(learner: nn.Module) -> str:
+    """Of the weights that are not trained, which a checkpoint does not hold: of each its name, and a sum over some."""
+    digest = hashlib.sha256()
+    for name, weight in learner.named_parameters():
+        if not weight.requires_grad:
+            some = weight.flatten()[: 1 << 12].double().sum().item()
+            digest.update(f"{name} {tuple(weight.shape)} {some!r} ".encode())
+    return digest.hexdigest()[:16]
 
 
 def _gathered(weight: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from pearl.trainer.conversation import Template, load_template
 from pearl.trainer.data import Examples, Table
 from pearl.trainer.families import FAMILIES, Unknown, family_of
 from pearl.trainer.learner import Learner
-from pearl.trainer.models import Loaded, load, make_trainable, model_settings, place_of, precision
+from pearl.trainer.models import Loaded, frozen_digest, load, make_trainable, model_settings, place_of, precision
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.registry import make_objective
 from pearl.trainer.packing import Packer
@@ -34,6 +36,14 @@ class Prepared:
     training: Examples
     held_out: Examples
     lengths: list[int]
+
+    def digests(self) -> dict[str, str]:
+        """Of what the settings name by its place, and a checkpoint does not hold."""
+        return {
+            "trajectories": f"{self.training.table.digest()} {self.held_out.table.digest()}",
+            "template": hashlib.sha256(json.dumps(asdict(self.template)).encode()).hexdigest()[:16],
+            "frozen weights": frozen_digest(self.learner),
+        }
 
 
 def check_names(config: TrainConfig) -> None:

@@ -61,17 +61,18 @@ def claim(config: TrainConfig, out: Path, processes: int) -> None:
     write_json(out / SETTINGS, {"version": __version__, "processes": processes, "settings": config.to_json()})
 
 
-def record(resolved: TrainConfig, rows: str, out: Path) -> None:
-    """Keeps what the settings came to, and which rows (by their digest) are trained and evaluated on.
+def record(resolved: TrainConfig, digests: Mapping[str, str], out: Path) -> None:
+    """Keeps what the settings came to, and digests of what they name, by what it is: it may change where it lies.
 
     Raises:
         ConfigError: the run to resume had others.
     """
     before = _read(out) or {}
     _refuse_changes(resolved, before.get("resolved", resolved.to_json()), out)
-    if before.get("rows", rows) != rows:
-        raise ConfigError(f"the run in {out} had other trajectories: the data has changed since it was begun")
-    write_json(out / SETTINGS, {**before, "resolved": resolved.to_json(), "rows": rows})
+    for name, digest in digests.items():
+        if before.get("digests", digests).get(name) != digest:
+            raise ConfigError(f"the run in {out} had other {name}: what lies there has changed since it was begun")
+    write_json(out / SETTINGS, {**before, "resolved": resolved.to_json(), "digests": digests})
 
 
 def _refuse_changes(config: TrainConfig, before: Mapping[str, Any], out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,11 @@ import torch
 
 from pearl.errors import PearlError
 from pearl.parquet import DataError
+from pearl.torch_setup import is_out_of_memory
 from pearl.trainer.callbacks import tell
 from pearl.trainer.config import TrainConfig
 from pearl.trainer.data import Examples, GroupedOrder
+from pearl.trainer.families import Unknown
 from pearl.trainer.models import trainable_text
 from pearl.trainer.preparation import Prepared, check_names, prepare
 from pearl.trainer.publish import open_repository, save_model, upload
@@ -76,12 +78,14 @@ def train_alone(config: TrainConfig, progress: bool = True, callbacks: list[Any]
         if len(prepared.held_out):
             _check_held_out(prepared.held_out)
         if first:
-            record(prepared.config, f"{prepared.training.table.digest()} {prepared.held_out.table.digest()}", out)
+            record(prepared.config, prepared.digests(), out)
         trainer = _trainer(prepared, out, progress, callbacks or [])
         sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if sharded:
             keep_in_step(prepared.learner)
         checkpoint = last_checkpoint(out) if config.resume else None
+        if config.resume and checkpoint is None and first:
+            tell(f"note: there is no checkpoint in {out} to go on from: the run begins")
         if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         elif len(prepared.held_out) and not trainer.is_evaluated():
@@ -99,7 +103,7 @@ def train_alone(config: TrainConfig, progress: bool = True, callbacks: list[Any]
         if config.push_to_hub:
             upload(model, config.push_to_hub)
     return Report(
-        model, steps, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation, len(trainer.refused.ids()),
+        model, steps, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation, len(trainer.refused.told()),
     )  # fmt: skip
 
 
@@ -127,28 +131,23 @@ def _explained() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory() from error
     except PearlError as error:
         if "Original Traceback" not in str(error):
             raise
         kind = type(error)  # of a data worker: behind its traceback
         raise PearlError(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise _out_of_memory() from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                "memory does not suffice: lower --batch-size and raise --accumulation as much, or use "
+                "--gradient-checkpointing: with these --resume goes on. A new run may have lower --max-pixels or "
+                "--max-tokens, --tune lora, --freeze vision"
+            ) from error
         if "DataLoader worker (pid" in str(error):
             raise PearlError(
                 f"a data worker died, perhaps of too little memory: lower --data-workers: {error}"
             ) from error
         raise
-
-
-def _out_of_memory() -> OutOfMemory:
-    return OutOfMemory(
-        "memory does not suffice: lower --batch-size (and raise --accumulation), --max-pixels or --max-tokens, "
-        "or use --gradient-checkpointing, --tune lora, --freeze vision"
-    )
 
 
 def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]) -> Any:
@@ -229,7 +228,7 @@ class DryRun:
     Attributes:
         trained: What of the model is, in a few lines.
         gigabytes: Of weights, gradients and optimizer, per process without sharding.
-        activations: Gigabytes that a forward of the longest examples keeps in the language model, about.
+        activations: Gigabytes that a forward of the longest examples keeps, about.
         text: One example as the model reads it, what is learned in 【brackets】.
         tokens: Of each view of that example.
         row: Tokens of its row: what a forward takes.
@@ -274,17 +273,33 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
 
 
 def _activations(prepared: Prepared) -> float:
-    """Bytes that a forward keeps for the backward pass: 34 a token, layer and unit of width at 16 bits (Korthikanti et
-    al. 2022, arXiv 2205.05198, section 4.1, without the attention matrix, which SDPA does not keep), and the logits,
-    their softmax and its gradient where a label stands."""
-    config, text = prepared.config, prepared.loaded.vlm.config.get_text_config()  # type: ignore[union-attr, operator]
+    """Bytes that a forward keeps for the backward pass: 34 a token (or patch), layer and unit of width at 16 bits
+    (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, without the attention matrix, which SDPA does not keep), and
+    the logits, their softmax and its gradient where a label stands. Of an unknown family without the vision tower."""
+    config = prepared.config
+    settings: Any = prepared.loaded.vlm.config
+    text = settings.get_text_config()
     longest = prepared.training[max(range(len(prepared.lengths)), key=prepared.lengths.__getitem__)].example
     batch = prepared.packer([longest] * config.batch_size)
-    width = 2 if config.precision == "bf16" else 4
-    layer = width * batch.main.ids.numel() * text.hidden_size
-    kept = text.num_hidden_layers + 17 if config.gradient_checkpointing else 17 * text.num_hidden_layers
+
+    def kept(tokens: int, width: int, layers: int) -> int:
+        return (layers + 17 if config.gradient_checkpointing else 17 * layers) * tokens * width
+
+    units = kept(batch.main.ids.numel(), text.hidden_size, text.num_hidden_layers)
+    if "vision" not in config.freeze and not isinstance(prepared.loaded.family, Unknown):
+        vision = settings.vision_config
+        depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+        units += kept(_patches(batch.images["pixel_values"], vision.patch_size), vision.hidden_size, depth)
     labels = sum(len(places.supervised) for places in batch.places.values())
-    return float(kept * layer + 3 * 4 * labels * text.vocab_size)
+    return float((2 if config.precision == "bf16" else 4) * units + 3 * 4 * labels * text.vocab_size)
+
+
+def _patches(pixels: torch.Tensor, size: int | Sequence[int]) -> int:
+    """Of images as a vision tower takes them: patches (N, D), or (…, height, width)."""
+    if pixels.ndim == 2:
+        return len(pixels)
+    side = size if isinstance(size, int) else size[0]
+    return pixels[..., 0, :, :].numel() // side**2
 
 
 def _shown(prepared: Prepared, example: Any) -> str:

@@ -41,11 +41,12 @@ class CollapseWatch:
     """Measures over the last `window` pairs of predicted and target embeddings; small batches alone say little.
 
     Args:
-        limit: Below this spread of the targets or predictions there is a warning.
+        limit: Below this spread of the targets or predictions there is a warning, and where, of a full window, they have
+            an effective rank below `least_rank`.
     """
 
-    def __init__(self, window: int = 64, limit: float = 1e-3) -> None:
-        self.limit = limit
+    def __init__(self, window: int = 64, limit: float = 1e-3, least_rank: float = 2.0) -> None:
+        self.limit, self.least_rank = limit, least_rank
         self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
 
     def add(self, predicted: Tensor, target: Tensor) -> None:
@@ -66,8 +67,16 @@ class CollapseWatch:
         }
 
     def warning(self, figures: dict[str, float]) -> str | None:
-        """What to tell the user, if the embeddings are all but the same."""
-        flat = [side for side in ("predicted", "target") if figures.get(f"{side}_spread", 1.0) < self.limit]
-        if not flat:
+        """What to tell the user, if the embeddings are all but the same, or differ in one direction only."""
+        if "predicted_spread" not in figures:
             return None
-        return f"the {' and '.join(flat)} embeddings are nearly all the same: they have collapsed, or not yet parted"
+        flat = [side for side in ("predicted", "target") if figures[f"{side}_spread"] < self.limit]
+        if flat:
+            return (
+                f"the {' and '.join(flat)} embeddings are nearly all the same: they have collapsed, or not yet parted"
+            )
+        full = len(self._pairs) == self._pairs.maxlen
+        thin = [side for side in ("predicted", "target") if full and figures[f"{side}_rank"] < self.least_rank]
+        if thin:
+            return f"the {' and '.join(thin)} embeddings differ in one direction only: they have collapsed"
+        return None

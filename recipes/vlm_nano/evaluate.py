@@ -9,6 +9,7 @@ crop in context. The crop is cut from the pixels that the model was given alread
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from collections import Counter
@@ -148,6 +149,7 @@ def _image(pixels: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate(model: str, count: int, device: str) -> dict[str, Any]:
+    """Of a model's folder."""
     scenes = [render(draw_layout(scene_rng("test", SEED, i)), SIZE) for i in range(max(50, 2 * count))]
     subject = Subject(model, device)
     families: dict[str, dict[str, float]] = {}
@@ -163,6 +165,7 @@ def evaluate(model: str, count: int, device: str) -> dict[str, Any]:
         print(f"{family:18}", "   ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
     gains = [row["accuracy"] - row["blind"] for row in families.values()]
     return {
+        "weights": hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest(),
         "families": families, "mean gain": float(np.mean(gains)), "families that gain 0.25": sum(g >= 0.25 for g in gains)
     }  # fmt: skip
 

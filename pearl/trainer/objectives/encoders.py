@@ -16,7 +16,7 @@ from pearl.images import decode
 from pearl.records import EncodedImage
 from pearl.torch_setup import prepare_torchvision
 
-TIMM = "timm:"
+TIMM, LOCAL = "timm:", "timm:local-dir:"
 
 
 class EncoderError(PearlError, ValueError):
@@ -42,11 +42,11 @@ def preprocessing(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]
 
     try:
         processor: Any = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        size = getattr(processor, "crop_size", None) or processor.size
+        side = size.get("height") or size.get("shortest_edge") or size.get("longest_edge")
+        return int(side), tuple(processor.image_mean), tuple(processor.image_std)
+    except Exception as error:  # a damaged folder, or one of something else, makes transformers raise anything
         raise EncoderError(f"{name}: no image encoder of transformers: {_line(error)}") from error
-    size = getattr(processor, "crop_size", None) or processor.size
-    side = size.get("height") or size.get("shortest_edge")
-    return int(side), tuple(processor.image_mean), tuple(processor.image_std)
 
 
 def pixels(name: str, image: EncodedImage) -> Tensor:
@@ -84,14 +84,17 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         prepare_torchvision()
         self.timm = name.startswith(TIMM)
+        side = preprocessing(name)[0]
+        _refuse_pickle(name)
         try:
             self.model = _timm(name.removeprefix(TIMM), pretrained) if self.timm else _transformers(name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise EncoderError(f"{name} cannot be loaded: {_line(error)}") from error
-        self.model.requires_grad_(False)
-        self.eval()
-        side = preprocessing(name)[0]
-        self.width = self(torch.zeros(1, 3, side, side)).shape[-1]  # what configurations say of it differs by family
+            self.model.requires_grad_(False)
+            self.eval()
+            self.width = self(torch.zeros(1, 3, side, side)).shape[
+                -1
+            ]  # what configurations say of it differs by family
+        except Exception as error:
+            raise EncoderError(f"{name} cannot be used as an image encoder: {_line(error)}") from error
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         return super().train(False)
@@ -110,8 +113,18 @@ class FrozenEncoder(nn.Module):
         return states.flatten(1)[: len(images)]
 
 
+def _refuse_pickle(name: str) -> None:
+    """
+    Raises:
+        EncoderError: a folder of timm has its weights as pickle only, which may run code when it is read.
+    """
+    folder = Path(name.removeprefix(LOCAL))
+    if name.startswith(LOCAL) and not list(folder.glob("*.safetensors")):
+        raise EncoderError(f"{name} has no weights as safetensors: convert them")
+
+
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _timm(name: str, pretrained: bool) -> Any:
