@@ -151,9 +151,10 @@ def test_a_broken_image_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_texts_of_no_encoding_and_ids_given_twice_are_left_out_and_named(tmp_path: Path) -> None:
     broken = [with_image(one, b"no image") for one in rows(2)]
+    odd: list[dict[str, Any]] = [{"boxes": 5}, {"query": "HALF"}]
     boxes, query = (
         replace(one, steps=(replace(one.steps[0], call=ToolCall("find", arguments)), *one.steps[1:]))
-        for one, arguments in zip(rows(12)[9:11], ({"boxes": 5}, {"query": "HALF"}), strict=True)
+        for one, arguments in zip(rows(12)[9:11], odd, strict=True)
     )
     data = data_file(tmp_path, [*rows(8), boxes, query, replace(broken[0], id="twice"), replace(broken[1], id="twice")])
     written = pq.read_table(data).to_pylist()

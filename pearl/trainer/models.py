@@ -136,7 +136,9 @@ def check_unknown(vlm: Any, processor: Any, family: Unknown, name: str) -> None:
     kind, known = vlm.config.model_type, ", ".join(FAMILIES)
     try:
         encoder = ViewEncoder(processor, family)
-        pictures = [Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 50).convert("RGB") for size in ((96, 64), (64, 96))]
+        pictures = [
+            Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 50).convert("RGB") for size in ((96, 64), (64, 96))
+        ]
         images = [encoder.image(EncodedImage(encode(np.array(picture), "png"))) for picture in pictures]
         turns = [Turn("user", (ImagePart(0), "One?")), Turn("assistant", ("Two.",), True)]
         turns += [Turn("user", (ImagePart(1), "Three?")), Turn("assistant", ("Four.",), True)]
