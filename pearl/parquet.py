@@ -114,12 +114,12 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
     """A row as it was read.
 
     Raises:
-        DataError: it has no image, a text is null, or a step's arguments are no JSON object.
+        DataError: it has no image, its id or a text that is shown is null, or a step's arguments are no JSON object.
     """
     image = _image_of(row["image"])
     if image is None:
         raise DataError(f"row {row['id']!r} has no image")
-    _refuse_null(row, ("question", "answer", "conclusion"), f"row {row['id']!r}")
+    _refuse_null(row, ("id", "question", "answer", "conclusion"), f"row {row['id']!r}")
     if None in (row["choices"] or ()):
         raise DataError(f"row {row['id']!r}: one of the choices is null")
     return Trajectory(
@@ -133,10 +133,10 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
             for number, step in enumerate(row["steps"] or (), start=1)
         ),
         conclusion=row["conclusion"],
-        expert=row["expert"],
-        skill=row["skill"],
-        source=row["source"],
-        license=row["license"],
+        expert=row["expert"] or "",
+        skill=row["skill"] or "",
+        source=row["source"] or "",
+        license=row["license"] or "",
         seed=row["seed"],
     )
 

@@ -14,6 +14,8 @@ from typing import Any
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pearl.evaluation.benchmarks import Benchmark, BenchmarkError, benchmark_names, open_benchmark, scenes
@@ -200,6 +202,8 @@ def test_protocols_word_blink_alike(tmp_path: Path) -> None:
         ({"image": "/etc/hostname"}, "leaves the folder"),
         ({"image": "a\0b"}, "leaves the folder"),
         ({"image": {"bytes": None, "path": "../x.jpg"}}, "leaves the folder"),
+        ({"image": "\ud800.jpg"}, "cannot be read: 'utf-8' codec can't encode"),
+        ({"text": "\ud800?\n(A) here\n(B) there"}, "column 'text' holds what is no Unicode"),
         ({"image": 3}, "column 'image' holds int; expected an image or the path of one"),
         ({"image": "test_questions.jsonl"}, "not an image of a known format"),
         ({"label": "C"}, "the answer 'C' is none of the options A to B"),
@@ -219,12 +223,21 @@ def test_one_bad_record_refuses_vstar(tmp_path: Path, changed: dict[str, Any], m
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(("line", "message"), [("{", "line 3 is no JSON"), ("[1]", "line 3 holds list")])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 3 is no JSON"), ("[" * 200_000, "line 3 is no JSON"), ("[1]", "line 3 holds list")],
+)
 def test_a_listing_that_is_no_json(tmp_path: Path, line: str, message: str) -> None:
     with (vstar(tmp_path) / "test_questions.jsonl").open("a") as file:
         file.write(line)
     with pytest.raises(BenchmarkError, match=message):
         asked("vstar", tmp_path)
+
+
+def test_empty_lines_of_a_listing_are_none(tmp_path: Path) -> None:
+    with (vstar(tmp_path) / "test_questions.jsonl").open("a") as file:
+        file.write("\n  \n")
+    assert len(asked("vstar", tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -463,6 +476,16 @@ def test_a_file_of_trajectories_is_a_benchmark(tmp_path: Path) -> None:
     assert questions[1].prompt == "Where is cup 1?\nOptions: left, right, behind."
     assert (questions[1].options[questions[1].answer], questions[1].category) == (rows()[1].answer, rows()[1].skill)
     assert len(open_benchmark(f"trajectories={data}", count=2).questions()) == 2
+
+
+def test_trajectories_of_others_may_leave_their_skill_out(tmp_path: Path) -> None:
+    data = data_file(tmp_path)
+    table = pq.read_table(data)
+    columns = {name: pa.nulls(len(table), table[name].type) for name in ("skill", "expert", "source", "license")}
+    for name, column in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    pq.write_table(table, data)
+    assert {question.category for question in open_benchmark(f"trajectories={data}").questions()} == {""}
 
 
 def test_trajectories_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:

@@ -79,29 +79,19 @@ def test_a_stopped_evaluation_goes_on(data: Path, tmp_path: Path) -> None:
 
 def test_modes_and_benchmarks_are_added_to_results_and_the_page_keeps_its_pictures(data: Path, tmp_path: Path) -> None:
     out, tiny = tmp_path / "out", str(model())
-    settings = (
-        "--max-new-tokens",
-        "6",
-        "--max-calls",
-        "1",
-        "--max-tool-pixels",
-        "5000",
-        "--tools",
-        "crop",
-        "--out",
-        out,
-    )
+    settings = ("--max-new-tokens", "6", "--out", out)
+    tools = ("--max-calls", "1", "--max-tool-pixels", "5000", "--tools", "crop")
     ended = pearl_eval("run", tiny, "--bench", f"vstar={vstar(tmp_path / 'vstar')}", *settings)
     assert ended.exit_code == 0, ended.output
     assert VSTAR[0]["text"].splitlines()[0] in (out / "report.html").read_text()
     more = ("run", tiny, "--bench", f"trajectories={data}", *settings, "--resume")
-    ended = pearl_eval(*more, "--mode", "tools")
+    ended = pearl_eval(*more, *tools, "--mode", "tools")
     assert ended.exit_code == 0, ended.output
     keys = {(key.mode, key.benchmark) for key in read_results(out).predictions}
     assert keys == {("direct", "vstar"), ("tools", "trajectories")}
     assert read_results(out).setup.modes["tools"]["pixels"] == 5000
     assert VSTAR[0]["text"].splitlines()[0] in (out / "report.html").read_text()
-    assert pearl_eval(*more, "--mode", "direct,tools").exit_code == 0
+    assert pearl_eval(*more, *tools, "--mode", "direct,tools").exit_code == 0
     data_file(tmp_path, [replace(row, question=f"{row.question} Really?") for row in rows()])
     ended = pearl_eval(*more)
     assert ended.exit_code == 1
@@ -190,6 +180,9 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
         (["run", model(), "--bench", bench, "--opening", "A", "--scoring", "pearl-published"], "and no --opening"),
         (["run", model(), "--bench", bench, "--opening", "A", "--scoring", "lvr"], "would be the --opening's"),
         (["run", model(), "--bench", bench, "--mode", "tools", "--tools", "hammer"], "there is no tool 'hammer'"),
+        (["run", model(), "--bench", bench, "--max-calls", "2"], "max_calls is about mode tools, in which nothing"),
+        (["run", model(), "--bench", bench, "--latent-end", "token"], "latent_end is about mode latent"),
+        (["run", model(), "--bench", bench, "--mode", "latent", "--opening", "A"], "opening is about modes direct"),
         (["latents", model(), "--data", data], "no training_config.json"),
         (["gain", tmp_path / "gone.parquet", "--model", model()], "gone.parquet"),
     ]

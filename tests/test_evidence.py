@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tqdm import tqdm
 
 from pearl.errors import PearlError
+from pearl.evaluation.benchmarks.trajectories import question_of
 from pearl.evaluation.embeddings import _left_out, answers_read, read_answers, retrieval_among
 from pearl.evaluation.evidence import markdown, write_evidence
 from pearl.evaluation.gain import (
@@ -28,13 +30,16 @@ from pearl.evaluation.gain import (
     measure_gains_resumably,
     write_gains,
 )
-from pearl.evaluation.latents import _changes, latent_evidence
-from pearl.evaluation.modes.latent import Decoded
+from pearl.evaluation.insides import objective_of
+from pearl.evaluation.latents import _Change, _changes, _made, _Trial, latent_evidence
+from pearl.evaluation.modes.latent import Decoded, LatentDecoder
 from pearl.evaluation.subject import Subject
 from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.conversation import Conversation, load_template
-from tests.latents import step, trajectory
+from pearl.trainer.objectives.lvr import visual_tokens
+from tests.latents import step, trajectory, visual_tokens_of
 from tests.runs import _FOLDERS, data_file, model, run
+from tests.tiny_vlms import HIDDEN
 
 torch.set_num_threads(1)
 BOX = [0.3, 0.3, 0.6, 0.6]
@@ -79,13 +84,57 @@ def test_latents_are_asked_everything(objective: str) -> None:
     assert 0 <= found.distance <= 2
 
 
+@pytest.mark.parametrize("objective", ["lvr", "mirage"])
+def test_embeddings_are_held_against_what_the_tool_showed_and_the_whole_image(objective: str) -> None:
+    """Targets: of lvr the visual tokens under the boxes, of mirage those of the tools' images, in four chunks each."""
+    subject = trained(objective, **({"vlm_weight": 1.0} if objective == "mirage" else {}))
+    decoder = LatentDecoder(subject)
+    kind, losses = objective_of(subject)
+    conversations = [Conversation(one, load_template("pearl")) for one in rows()]
+    encoder, family = decoder.insides.encoder, decoder.insides.family
+    examples = [kind.example(one, [encoder.image(i) for i in one.images], encoder) for one in conversations]
+    said = [Decoded("", torch.full((2, HIDDEN), float(number)), 0, 0) for number in range(len(examples))]
+    judged = _made(decoder, losses, examples, said)
+    assert list(judged.owners) == list(range(6))
+    for number, (example, found) in enumerate(zip(examples, judged.rows, strict=True)):
+        shown = [visual_tokens_of(subject.model, family, example, image) for image in range(len(example.images))]
+        if objective == "lvr":
+            under = visual_tokens((0.3, 0.3, 0.6, 0.6), encoder.grid(example.images[0]))
+            target = shown[0][under].mean(0)
+        else:
+            target = torch.stack([chunk.mean(0) for each in shown[1:] for chunk in each.tensor_split(4)]).mean(0)
+        expected = torch.full((HIDDEN,), float(number)), target, shown[0].mean(0)
+        for one, plain in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_what_replaces_latents_is_what_the_model_is_fed() -> None:
+    subject = trained("lvr")
+    questions = [question_of(one, load_template("pearl"), "trajectories") for one in rows()]
+    trial = _Trial(LatentDecoder(subject), questions, 4, 40, tqdm(disable=True))
+    plain, fed = trial.run(), list[torch.Tensor]()
+    mark = torch.full((1, HIDDEN), 7.5)
+    handle = subject.model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        changed = trial.run(_Change([mark] * len(questions)))
+    finally:
+        handle.remove()
+    marked = sum(int((embeds == 7.5).all(-1).sum()) for embeds in fed)
+    assert marked == sum(len(one.latents) for one in changed) > 0
+    assert [one.text for one in changed] != [one.text for one in plain] or any(
+        not torch.equal(one.latents, other.latents) for one, other in zip(plain, changed, strict=True)
+    )
+
+
 def test_latents_of_a_second_stage_are_held_against_the_tools_images() -> None:
     """A stage that is given no image of a tool has the same targets as the first: these images' visual tokens."""
     learned = trained("mirage", vlm_weight=1.0)
-    assert learned.settings is not None
-    options = {**learned.settings["objective_options"], "stage": 2}
+    assert learned.training is not None
+    options = {**learned.training.options, "stage": 2}
     second = copy(learned)
-    second.settings = {**learned.settings, "objective_options": options}
+    second.training = replace(learned.training, options=options)
     first, again = (latent_evidence(one, rows(), batch_size=4, max_new_tokens=40) for one in (learned, second))
     assert again == first
 
@@ -330,9 +379,10 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
     assert measured == [one.id for one in only_the_rest]
     assert len(journal.read_text().splitlines()) == 1 + len(given)
     assert list(measure_gains_resumably(meter, given[:4], journal, {"model": "a"}, resume=True)) == whole[:4]
-    others = [given[0], *given[2:]]
-    with pytest.raises(GainError, match=f"number 1 was {given[1].id} and is {given[2].id} now"):
-        list(measure_gains_resumably(meter, others, journal, {"model": "a"}, resume=True))
+    others, edited = [given[0], *given[2:]], [given[0], replace(given[1], question="Where, then?"), *given[2:]]
+    for changed in (others, edited):
+        with pytest.raises(GainError, match=f"number 1 was {given[1].id} and is {changed[1].id} now, or what it holds"):
+            list(measure_gains_resumably(meter, changed, journal, {"model": "a"}, resume=True))
 
 
 @contextmanager

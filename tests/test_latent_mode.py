@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from torch import Tensor
 
 from pearl.errors import PearlError
 from pearl.evaluation.benchmarks.trajectories import question_of
+from pearl.evaluation.modes.base import QuestionError
 from pearl.evaluation.modes.latent import Decoded, Latent, LatentDecoder
 from pearl.evaluation.subject import Subject
-from pearl.records import Trajectory
+from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.conversation import load_template
 from pearl.trainer.packing import Example
 from tests.latents import step, trajectory, visual_tokens_of
@@ -72,6 +75,30 @@ def test_a_batch_says_what_plain_forwards_say(family: str, objective: str) -> No
         assert answer.text == one.subject.processor.tokenizer.decode(special, skip_special_tokens=True).strip()
         assert answer.new_tokens == len(ids)
         torch.testing.assert_close(answer.latents, latents, rtol=1e-3, atol=1e-4)
+
+
+def test_a_question_is_named_that_cannot_be_put_and_cannot_write_tokens() -> None:
+    mode, subject = Latent(max_new_tokens=4), trained("qwen2_5_vl", "mirage")
+    asked = question_of(rows()[0], load_template("pearl"), "trajectories")
+    with pytest.raises(QuestionError, match=r"question long of trajectories: .* exceed the model's 4096"):
+        mode.answer(subject, [replace(asked, id="long", prompt="cup " * 5000)])
+    with pytest.raises(QuestionError, match=r"question broken of trajectories: "):
+        mode.answer(subject, [replace(asked, id="broken", images=(EncodedImage(b"no image"),))])
+    spelled = mode.answer(subject, [replace(asked, prompt="<|image_pad|> Where?")])[0]
+    apart = mode.answer(subject, [replace(asked, prompt="< |image_pad|> Where?")])[0]
+    assert spelled.prompt_tokens == apart.prompt_tokens
+
+
+def test_the_system_turn_of_the_training_stands_before_the_question() -> None:
+    one = decoder("qwen2_5_vl", "lvr")
+    subject = copy(one.subject)
+    assert subject.training is not None
+    words = replace(subject.training.template, system="Look well.")
+    subject.training = replace(subject.training, template=words)
+    told = LatentDecoder(subject)
+    example = told.example(question_of(rows()[0], words, "trajectories"))
+    text = subject.processor.tokenizer.decode(example.views["prompt"].ids)
+    assert text.index("Look well.") < text.index("Where")
 
 
 @torch.no_grad()
@@ -178,4 +205,5 @@ def test_a_run_is_closed_by_the_model_where_that_is_asked() -> None:
     assert all(len(answer.latents) >= 12 for answer in long.decode(examples(long), 24))
     own = LatentDecoder(subject, quota=12, closing=True)
     assert all(0 < len(answer.latents) < 12 for answer in own.decode(examples(own), 24))
-    assert not LatentDecoder(trained("qwen2_5_vl", "mirage"), closing=True).closing
+    with pytest.raises(PearlError, match="mirage, whose runs end by their number only"):
+        LatentDecoder(trained("qwen2_5_vl", "mirage"), closing=True)

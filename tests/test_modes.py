@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import pytest
 import torch
 from PIL import Image
 
-import pearl
 from pearl.errors import PearlError
 from pearl.evaluation.calls import CLOSE, OPEN
 from pearl.evaluation.modes import Direct, ToolUse
@@ -35,7 +34,9 @@ from pearl.images import Picture, decode, encode
 from pearl.records import EncodedImage
 from pearl.tools import parse_arguments
 from pearl.tools.crop import Crop
+from pearl.trainer.conversation import load_template
 from pearl.trainer.models import ModelError
+from pearl.trainer.publish import Training
 from tests.plain import picture
 from tests.tiny_vlms import FAMILIES, build_tiny_vlm
 
@@ -239,16 +240,23 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(SubjectError, match="no chat template"):
         Subject.load(str(folder), device="cpu")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Subject.load(str(folder), device="nonsense")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Subject.load(str(folder), device="cpu")
 
 
 def test_settings_are_those_of_training(tmp_path: Path) -> None:
     build_tiny_vlm("smolvlm", tmp_path)
-    assert Subject.load(str(tmp_path), device="cpu").settings is None
+    assert Subject.load(str(tmp_path), device="cpu").training is None
     path = tmp_path / "training_config.json"
-    settings = {"template": "pearl", "objective": "sft", "objective_options": {}}
-    path.write_text(json.dumps({"version": "0", "settings": settings}))
-    assert Subject.load(str(tmp_path), device="cpu").settings == settings
-    for wrong in ("[", '{"settings": {"template": "pearl"}}'):
+    template = load_template("published-lvr")
+    written = {"settings": {"objective": "sft", "objective_options": {}}, "template": asdict(template)}
+    path.write_text(json.dumps(written))
+    assert Subject.load(str(tmp_path), device="cpu").training == Training("sft", {}, template)
+    odd = {**written, "settings": {"objective": "sft", "objective_options": 3}}
+    for wrong in ("[", '{"settings": {"objective": "sft"}}', json.dumps(odd)):
         path.write_text(wrong)
         with pytest.raises(PearlError, match="not what pearl-train wrote"):
             Subject.load(str(tmp_path), device="cpu")
@@ -300,9 +308,9 @@ class Scripted(Subject):
     To save time the real one may hear every so many batches only (`every`)."""
 
     def __init__(
-        self, real: Subject, scripts: Sequence[Sequence[str]], settings: dict[str, Any] | None = None, every: int = 1
+        self, real: Subject, scripts: Sequence[Sequence[str]], training: Training | None = None, every: int = 1
     ) -> None:
-        super().__init__(real.model, real.processor, real.name, settings)
+        super().__init__(real.model, real.processor, real.name, training)
         self.scripts, self.every = scripts, every
         self.heard: list[list[Conversation]] = []
 
@@ -477,8 +485,12 @@ def subject(tmp_path: Path) -> Subject:
     return Subject.load(str(build_tiny_vlm("qwen3_vl", tmp_path)), device="cpu")
 
 
-def announced(subject: Subject, prompt: Prompt, settings: dict[str, Any] | None = None) -> tuple[str, Conversation]:
-    scripted = Scripted(subject, [["A"]], settings)
+def trained_with(name: str, **words: Any) -> Training:
+    return Training("sft", {}, replace(load_template(name), **words))
+
+
+def announced(subject: Subject, prompt: Prompt, training: Training | None = None) -> tuple[str, Conversation]:
+    scripted = Scripted(subject, [["A"]], training)
     ToolUse(["crop", "zoom"], prompt=prompt).answer(scripted, numbered(1))
     return scripted.render(scripted.heard[0][0]), scripted.heard[0][0]
 
@@ -504,22 +516,23 @@ def test_tools_are_announced_in_the_form_that_the_model_knows(subject: Subject) 
     assert announced(subject, "none")[0].count("crop") == 0
 
 
-def test_a_model_of_our_training_gets_the_words_of_its_training(subject: Subject, tmp_path: Path) -> None:
+def test_a_model_of_our_training_gets_the_words_of_its_training(subject: Subject) -> None:
     subject.processor.chat_template = TOOLS_TEMPLATE + subject.processor.chat_template
-    rendered, talk = announced(subject, "auto", {"template": "pearl"})
+    rendered, talk = announced(subject, "auto", trained_with("pearl"))
     assert "crop" not in rendered
     assert texts(talk) == [("user", "[image]#0# Where?")]
-    shipped = json.loads((Path(pearl.__file__).parent / "trainer" / "templates" / "pearl.json").read_text())
-    path = tmp_path / "own.json"
-    path.write_text(json.dumps({**shipped, "system": "Look well.", "observation": "Seen: $text"}))
-    scripted = Scripted(subject, [[call(), call("x"), "A"]], {"template": str(path)})
+    own = trained_with("pearl", system="Look well.", observation="Seen: $text")
+    scripted = Scripted(subject, [[call(), call("x"), "A"]], own)
     ToolUse(["crop"]).answer(scripted, numbered(1))
     heard = texts(scripted.heard[-1][0])
     assert heard[0] == ("system", "Look well.")
     assert heard[3][1].startswith("Seen: Cropped")
     assert heard[5][1].startswith("Error: ")
-    with pytest.raises(PearlError, match="no template"):
-        announced(subject, "auto", {"template": str(tmp_path / "gone.json")})
+    Direct().answer(scripted, numbered(1))
+    assert texts(scripted.heard[-1][0]) == [("system", "Look well."), ("user", "[image]#0# Where?")]
+    with pytest.raises(PearlError, match="holds no calls, so it has learned none: take the json prompt"):
+        announced(subject, "auto", trained_with("published-lvr"))
+    assert "crop" in announced(subject, "json", trained_with("published-lvr"))[0]
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:

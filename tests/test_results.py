@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +125,32 @@ def test_crash_between_parquet_and_journal_is_mended(tmp_path: Path) -> None:
     assert results.predictions(KEY) == HARD
     results.finish(KEY)
     assert not journal.exists()
+
+
+def test_a_folder_is_filled_by_one_process_at_a_time(tmp_path: Path) -> None:
+    results = Results.open(tmp_path, SETUP)
+    ask = (
+        "import sys; from pathlib import Path; from tests.test_results import SETUP; "
+        "from pearl.evaluation.results import Results, ResultsError\n"
+        "try: Results.open(Path(sys.argv[1]), SETUP, resume=True)\n"
+        "except ResultsError as error: print(error)"
+    )
+    command = [sys.executable, "-c", ask, str(tmp_path)]
+    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert "is being filled by another process" in other.stdout
+    del results
+    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert other.stdout == ""
+
+
+def test_models_with_long_names_have_files_of_their_own(tmp_path: Path) -> None:
+    keys = [KEY._replace(model=f"/data/{'folder/' * 40}{end}") for end in "ab"]
+    setup = replace(SETUP, models={key.model: SETUP.models[KEY.model] for key in keys})
+    results = Results.open(tmp_path, setup)
+    for key in keys:
+        results.add(key, [replace(HARD[0], model=key.model)])
+        results.finish(key)
+    assert {key: len(found) for key, found in read_results(tmp_path).predictions.items()} == dict.fromkeys(keys, 1)
 
 
 def test_half_a_surrogate_pair_does_no_harm(tmp_path: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+import yaml  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pearl.evaluation.records import LETTERS, Protocol, Question
 from pearl.evaluation.scoring import choice_of
+from pearl.trainer.conversation import Conversation, load_template, template_names
+from tests.plain import trajectory
 
 
 def question(*options: str, answer: int = 0) -> Question:
@@ -91,6 +98,32 @@ def test_fixed_answers(column: int, protocol: Protocol) -> None:
     expected = {(row[0].options, row[1]): row[column] for row in SAID}
     assert len(expected) == 60
     assert {(row[0].options, row[1]): choice_of(row[1], row[0], protocol) for row in SAID} == expected
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_the_words_of_every_shipped_template_are_read(name: str) -> None:
+    colour = question("red", "blue", "white", answer=1)
+    told = Conversation(replace(trajectory(), choices=colour.options, answer="blue"), load_template(name))
+    for turn in (told.conclusion(), told.direct()):
+        (said,) = turn.parts
+        assert choice_of(str(said), colour, "strict") == 1
+    assert choice_of("\\boxed{blue", colour, "strict") is None
+    assert choice_of("\\boxed{red} no: \\boxed{\\text{blue}}", colour, "strict") is None
+    assert choice_of("\\boxed{red} no: \\boxed{B}.", colour, "strict") == 1
+
+
+def test_lmms_eval_scores_an_options_words_alike() -> None:
+    """Its pattern, on the fixed answers that are no letters."""
+    task = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "lmms_eval" / "trajectories.yaml").read_text())
+    (pattern,) = (one["regex_pattern"] for one in task["filter_list"][0]["filter"] if one["function"] == "regex")
+    compared = 0
+    for asked, said, strict, _, _ in SAID:
+        found = re.findall(pattern, said)
+        words = found[0].strip().casefold() if found else ""
+        if asked in (COLOUR, YES_NO, THING) and not re.match(r"\(?[a-z]\b", words):
+            compared += 1
+            assert (words == asked.options[asked.answer].casefold()) == (strict == asked.answer), said
+    assert compared > 20
 
 
 def test_the_published_rule_depends_on_the_right_answer() -> None:

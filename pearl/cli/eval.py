@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -212,9 +213,10 @@ def gain(
 
         total = min(count_rows(data), limit or 2**31)
         subject = Subject.load(model, device, dtype.value, allow_pickle, trust_remote_code)
-        meter = GainMeter(subject, load_template(template))
+        words = load_template(template)
+        meter = GainMeter(subject, words)
         gains, skipped = list[Gain](), list[tuple[str, str]]()
-        asked = {"model": subject.fingerprint(), "dtype": str(subject.model.dtype), "data": data, "template": template}
+        asked = {"model": subject.fingerprint(), "dtype": str(subject.model.dtype), "template": asdict(words)}
         journal, rows = out.with_name(f"{out.name}.jsonl"), islice(read_trajectories(data), total)
         measured = measure_gains_resumably(meter, rows, journal, asked, resume)
         for trajectory, found in tqdm(measured, total=total, unit="trajectory"):

@@ -10,6 +10,7 @@ from pearl.images import Picture
 from pearl.records import ToolCall
 from pearl.tools import Toolbox, ToolError, ToolResult, ToolUnavailable, refused
 from pearl.tools.calls import CLOSE, FORM, MAX_CALL, MAX_DEPTH, OPEN, Fault, Reading, read_call, read_turn
+from pearl.torch_setup import is_out_of_memory
 
 FaultKind = Literal[
     "malformed",  # not one JSON object with a name and arguments, too long or too deep
@@ -39,6 +40,7 @@ def run_calls(toolbox: Toolbox, calls: Sequence[tuple[ToolCall, Sequence[Picture
 
     Raises:
         ToolUnavailable: a tool's package or model is missing.
+        RuntimeError, MemoryError: out of memory.
     """
     return [_outcome(toolbox, call, result) for (call, _), result in zip(calls, _execute(toolbox, calls), strict=True)]
 
@@ -47,9 +49,11 @@ def _execute(toolbox: Toolbox, calls: Sequence[tuple[ToolCall, Sequence[Picture 
     """The results; None for a call that breaks its tool. A batch that fails is run call by call."""
     try:
         return list(toolbox.execute(calls))
-    except (ToolUnavailable, MemoryError):
+    except ToolUnavailable:
         raise
-    except Exception:  # whatever a tool raises is this call's alone
+    except Exception as error:  # whatever else a tool raises is this call's alone
+        if is_out_of_memory(error):
+            raise
         if len(calls) == 1:
             return [None]
         return [result for call in calls for result in _execute(toolbox, [call])]

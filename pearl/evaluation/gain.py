@@ -6,6 +6,7 @@ nothing, training on them can teach nothing: the gain makes that a property of a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from pearl.evaluation.subject import Subject
 from pearl.files import whole_file
 from pearl.images import ImageError
 from pearl.records import Trajectory
+from pearl.torch_setup import is_out_of_memory
 from pearl.trainer.conversation import Conversation, ImagePart, Template, Turn
 from pearl.trainer.objectives.sft import NextToken
 from pearl.trainer.packing import Batch, Example
@@ -80,7 +82,7 @@ class GainMeter:
     def measure(self, trajectory: Trajectory) -> Gain:
         """
         Raises:
-            GainError: it has no steps, or no options with the answer among them.
+            GainError: it has no steps, or no options with the answer among them; memory does not suffice for it.
             ImageError, ViewError: it cannot be shown to the model.
         """
         if not trajectory.steps:
@@ -100,8 +102,13 @@ class GainMeter:
                 views[f"{name} {index}"] = self.insides.encoder.view((*turns, answer), images)
         longest = f"{len(trajectory.steps)} 0"
         ordered = {longest: views[longest], **views}
-        batch = self.insides.batch([Example(trajectory.id, tuple(images), ordered)])
-        odds = self._log_odds(batch, trajectory, list(prefixes))
+        try:
+            batch = self.insides.batch([Example(trajectory.id, tuple(images), ordered)])
+            odds = self._log_odds(batch, trajectory, list(prefixes))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise GainError("memory does not suffice for it") from error
         return Gain(
             trajectory.id,
             trajectory.skill,
@@ -171,17 +178,21 @@ def measure_gains_resumably(
             written, trajectory = json.loads(line), next(rows, None)
             if trajectory is None:
                 return
-            if trajectory.id != written["id"]:
+            if _digest(trajectory) != written["digest"]:
                 raise GainError(
                     f"{journal} is of other trajectories: number {number} was {written['id']} and is {trajectory.id} "
-                    "now; remove the file to begin anew"
+                    "now, or what it holds has changed; remove the file to begin anew"
                 )
             yield trajectory, _of_json(written)
         for trajectory, found in measure_gains(meter, rows):
             value = {"id": trajectory.id, "reason": found} if isinstance(found, str) else asdict(found)
-            file.write(json.dumps(value).encode() + b"\n")
+            file.write(json.dumps({**value, "digest": _digest(trajectory)}).encode() + b"\n")
             file.flush()
             yield trajectory, found
+
+
+def _digest(trajectory: Trajectory) -> str:
+    return hashlib.sha256(repr(trajectory).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _of_json(value: Mapping[str, Any]) -> Gain | str:

@@ -56,7 +56,7 @@ def objective_of(subject: Subject) -> tuple[Objective, Losses]:
     Raises:
         PearlError: it was not trained by `pearl-train`, or the weights are missing.
     """
-    if subject.settings is None:
+    if subject.training is None:
         raise PearlError(f"{subject.name} has no {SETTINGS}, so nothing says how it was trained")
     hidden_size = subject.model.config.get_text_config().hidden_size
-    return load_objective(subject.settings, subject.file(OBJECTIVE_WEIGHTS), hidden_size)
+    return load_objective(subject.training, subject.file(OBJECTIVE_WEIGHTS), hidden_size)

@@ -26,10 +26,10 @@ from pearl.evaluation.modes.latent import Change, Decoded, LatentDecoder
 from pearl.evaluation.records import Question
 from pearl.evaluation.scoring import choice_of
 from pearl.evaluation.statistics import Estimate, bootstrap_interval
-from pearl.evaluation.subject import Subject
+from pearl.evaluation.subject import Subject, enough_memory
 from pearl.images import ImageError
 from pearl.records import Trajectory
-from pearl.trainer.conversation import Conversation, Template, load_template
+from pearl.trainer.conversation import Conversation, Template
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.objectives.mirage import Mirage, MirageLosses
 from pearl.trainer.objectives.pearl import Pearl, PearlLosses
@@ -97,13 +97,15 @@ def latent_evidence(
 
     Raises:
         NoLatents: fewer than two trajectories gave a latent.
+        SubjectError: out of memory.
         PearlError: the model was not trained by `pearl-train`, or with an objective that has no latents.
     """
     objective, losses = objective_of(subject)
     if isinstance(objective, Mirage):  # its second stage is given no tool's image, which is what is asked about here
         objective = replace(objective, stage=1)
         losses = MirageLosses(objective)
-    template = load_template((subject.settings or {})["template"])
+    assert subject.training is not None  # else it has no objective
+    template = subject.training.template
     predicts = isinstance(objective, Pearl)
     decoder = None if predicts else LatentDecoder(subject)
     insides = Insides.of(subject) if decoder is None else decoder.insides
@@ -230,6 +232,7 @@ class _Judged:
         return embeddings, targets, control
 
 
+@enough_memory("one trajectory at once")
 @torch.no_grad()
 def _made(decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]) -> _Judged:
     """The mean latent of each answer, that of the latents that the objective would have fed (from the tool's output),
@@ -248,6 +251,7 @@ def _made(decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], p
     return _Judged(rows, owners)
 
 
+@enough_memory("one trajectory at once")
 @torch.no_grad()
 def _predicted(insides: Insides, objective: Pearl, losses: Losses, examples: Iterable[Example]) -> _Judged:
     """Predicted and target embeddings, and as control the state before the first predictor token."""

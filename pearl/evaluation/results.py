@@ -9,6 +9,7 @@ Every file but the journals appears whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from pearl.errors import PearlError
 from pearl.evaluation.records import CallMade, Prediction, Protocol, Reply
@@ -33,6 +35,7 @@ from pearl.files import whole_file
 FORMAT = 2
 PARTS = ("models", "modes", "benchmarks")
 RUN_FILE = "run.json"
+MAX_NAME = 100
 PLACE = "place"
 """Where a benchmark lies: it may lie elsewhere when a run is gone on with, if its questions are the same."""
 LIBRARIES = ("pearl-vlm", "torch", "transformers", "peft", "numpy", "pillow")
@@ -91,10 +94,11 @@ class StoredResults:
 
 
 class Results:
-    """A folder that is being filled. Open it with `Results.open`."""
+    """A folder that is being filled, by one process at a time. Open it with `Results.open`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "predictions"
+        self._lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
 
     @classmethod
     def open(cls, folder: Path, setup: Setup, resume: bool = False) -> Results:
@@ -104,7 +108,7 @@ class Results:
 
         Raises:
             ResultsError: there are results and `resume` is not set; or what is there was asked with another protocol,
-                of other questions or weights, or in another way.
+                of other questions or weights, or in another way; or another process is filling it.
         """
         results = cls(folder)
         run, asked = folder / RUN_FILE, _as_json(setup)
@@ -119,6 +123,10 @@ class Results:
                 raise ResultsError(f"{folder} holds results of something else: {'; '.join(changed)}")
             asked = _merged(before, asked)
         results._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            results._lock.acquire()
+        except Timeout as error:
+            raise ResultsError(f"{folder} is being filled by another process: give another folder") from error
         for journal in results._folder.glob("*.jsonl"):
             _drop_cut_off_line(journal)
         _write_json(run, {"results_format": FORMAT, **asked, "sittings": [*sittings, surroundings()]})
@@ -194,7 +202,9 @@ def surroundings() -> dict[str, Any]:
 
 
 def _file_name(key: Key) -> str:
-    return "--".join(quote(part, safe=" ") for part in key)
+    """Of any length that a file system takes: a long one is cut, and a digest tells it from others."""
+    name = "--".join(quote(part, safe=" ") for part in key)
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}--{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _as_json(setup: Setup) -> dict[str, Any]:

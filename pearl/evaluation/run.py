@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,12 @@ from pearl.evaluation.statistics import Key, Summary, summarise
 from pearl.evaluation.subject import Subject
 from pearl.trainer.callbacks import tell
 from pearl.trainer.config import Precision
+
+OF_MODE: dict[Mode, tuple[str, ...]] = {
+    "tools": ("tools", "tool_settings", "max_calls", "max_tool_pixels", "tool_prompt"),
+    "latent": ("latents", "latent_end"),
+}
+"""Settings that are about one mode only."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,12 @@ class EvalConfig:
             raise PearlError("an evaluation needs at least one model, one benchmark and one mode")
         if unknown := set(self.modes) - set(get_args(Mode)):
             raise PearlError(f"there is no mode {', '.join(sorted(unknown))}; there are {', '.join(get_args(Mode))}")
+        usual = {one.name: one.default for one in fields(self)} | {"tool_settings": {}}
+        for mode, names in OF_MODE.items():
+            if idle := [name for name in names if mode not in self.modes and getattr(self, name) != usual[name]]:
+                raise PearlError(f"{idle[0]} is about mode {mode}, in which nothing is asked")
+        if self.opening and self.modes == ("latent",):
+            raise PearlError("opening is about modes direct and tools, in which nothing is asked")
         if min(self.batch_size, self.max_new_tokens) < 1:
             raise PearlError("--batch-size and --max-new-tokens must be at least 1")
         if self.protocol == "pearl-published" and ({*self.modes} - {"direct"} or self.opening):
@@ -135,7 +147,7 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Summary:
             for mode in modes:
                 mode.leave()
             del subject  # before the next one is loaded
-    except PearlError:
+    except Exception:
         if begun:
             write_everything(Path(config.out), asked)
         raise
@@ -224,7 +236,7 @@ def _mode(name: Mode, config: EvalConfig) -> DecodingMode:
 def _setup(config: EvalConfig, asked: Sequence[Asked], subject: Subject, modes: Sequence[DecodingMode]) -> Setup:
     return Setup(
         models={subject.name: {"weights": subject.fingerprint(), "dtype": str(subject.model.dtype)}},
-        modes={mode.name: config.limits(mode.name) for mode in modes},
+        modes={mode.name: {**config.limits(mode.name), **mode.identity()} for mode in modes},
         benchmarks={one.benchmark.name: one.identity for one in asked},
         protocol=config.protocol,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 
+from pearl.boxed import last_boxed
 from pearl.evaluation.records import LETTERS, Protocol, Question
 
 _MARK = re.compile("Answer:|<answer>")
@@ -28,12 +29,15 @@ def choice_of(said: str, question: Question, protocol: Protocol) -> int | None:
 
 
 def _exactly_one(said: str, question: Question) -> int | None:
-    """What follows the last "Answer:" or `<answer>` (all, where there is none) must be an option's text or letter.
+    r"""What follows the last "Answer:" or `<answer>` (all, where there is none), or there stands in the last `\boxed{…}`,
+    must be an option's text or letter.
 
     Texts are compared without case and final full stop. A letter may be lower-case, in parentheses or followed by
     ".", ")" or ":"; after one of these its own option's text may stand, and nothing else.
     """
     conclusion = _MARK.split(said)[-1].split("</answer>")[0].strip()
+    if boxed := last_boxed(conclusion):
+        conclusion = boxed[1].strip()
     alike = [index for index, option in enumerate(question.options) if _plain(option) == _plain(conclusion)]
     if alike:
         return _only(alike)

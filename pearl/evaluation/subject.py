@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from pearl.tools.models import default_device
 from pearl.torch_setup import is_out_of_memory, prepare_torchvision
 from pearl.trainer.config import Precision
 from pearl.trainer.models import BUILT_IN, ModelError, place_of, quiet_transformers, refuse_pickle
-from pearl.trainer.publish import SETTINGS, read_training_settings
+from pearl.trainer.publish import SETTINGS, Training, read_training
 
 Message = dict[str, Any]
 Ended = Literal["turn", "limit", "too long"]
@@ -42,6 +43,20 @@ class Refused(SubjectError):
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(f"conversation {index} of the batch: {reason}")
         self.index, self.reason = index, reason
+
+
+@contextmanager
+def enough_memory(at_once: str) -> Iterator[None]:
+    """
+    Raises:
+        SubjectError: there is not, for what is done at once.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SubjectError(f"out of memory with {at_once}: lower --batch-size") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +101,12 @@ class Subject:
 
     Attributes:
         name: As it was asked for: a folder, a Hub id, or `vlm-nano`.
-        settings: Of the `pearl-train` run that made it, else None.
+        training: What `pearl-train` made it with, else None.
         max_positions: How long a conversation may be with what is said, in tokens; None: no limit is known.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str, settings: Mapping[str, Any] | None = None) -> None:
-        self.model, self.processor, self.name, self.settings = model.eval(), processor, name, settings
+    def __init__(self, model: Any, processor: Any, name: str, training: Training | None = None) -> None:
+        self.model, self.processor, self.name, self.training = model.eval(), processor, name, training
         self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
             raise SubjectError(f"{name} has no chat template; put a chat_template.jinja beside it")
@@ -120,7 +135,6 @@ class Subject:
             SubjectError: it has no chat template.
         """
         prepare_torchvision()
-        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         name = name or BUILT_IN
@@ -136,14 +150,14 @@ class Subject:
                 )  # fmt: skip
             model, found = loaded
             model = model.to(chosen)
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # a damaged folder makes transformers raise anything
             raise ModelError(f"the model {name} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
         if missing := sorted(found["missing_keys"]):
             raise ModelError(f"{name} lacks {len(missing)} of its model's weights, such as {missing[0]}")
         if getattr(processor, "tokenizer", None) is None:
             raise ModelError(f"{name} has no processor for images and text, only a {type(processor).__name__}")
         settings = _file(name, model, SETTINGS)
-        return cls(model, processor, name, None if settings is None else read_training_settings(settings))
+        return cls(model, processor, name, None if settings is None else read_training(settings))
 
     def file(self, name: str) -> Path | None:
         """A file beside the weights, fetched where they are on the Hub; None where there is none."""
@@ -241,15 +255,9 @@ class Subject:
         settings = copy.deepcopy(self.model.generation_config)
         settings.max_new_tokens = max_new_tokens
         rows, width = inputs["input_ids"].shape
-        try:
+        with enough_memory(f"{rows} conversations of up to {width} tokens at once"):
             inputs = inputs.to(self.model.device, dtype=self.model.dtype)
             output = self.model.generate(**inputs, generation_config=settings)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise SubjectError(
-                f"out of memory with {rows} conversations of up to {width} tokens at once: lower --batch-size"
-            ) from error
         made: list[list[int]] = output[:, width:].tolist()
         return made
 
@@ -263,11 +271,11 @@ class Subject:
     def _checked_inputs(self, conversations: Sequence[Conversation]) -> Any:
         try:
             return self._inputs(conversations)
-        except (ValueError, SubjectError) as error:
+        except (ValueError, TypeError, SubjectError) as error:
             for index, conversation in enumerate(conversations):
                 try:
                     self._inputs([conversation])
-                except (ValueError, SubjectError) as culprit:
+                except (ValueError, TypeError, SubjectError) as culprit:
                     raise Refused(index, " ".join(str(culprit).split())[:400]) from culprit
             raise SubjectError(f"the processor of {self.name} does not take the batch: {error}") from error
 
@@ -293,7 +301,11 @@ class Subject:
     def _plain(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
         if part["type"] != "text":
             return {"type": part["type"]}
-        return _text(self._control_words.sub(lambda found: f"{found[0][0]} {found[0][1:]}", part["text"]))
+        return _text(self.plain(part["text"]))
+
+    def plain(self, text: str) -> str:
+        """The text with the control tokens that it spells taken apart."""
+        return self._control_words.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _greedy(self) -> Any:
         """Nothing of what the checkpoint recommends but where to stop: a repetition penalty would depend on the prompt

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pearl import __version__
 from pearl.errors import PearlError
 from pearl.paths import without_folders
+from pearl.trainer.conversation import Template
 from pearl.trainer.models import BUILT_IN, load_trained_state, merged, quiet_transformers, trained_state
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.objectives.registry import make_objective
@@ -23,8 +25,17 @@ from pearl.trainer.run_directory import write_json
 SETTINGS = "training_config.json"
 OBJECTIVE_WEIGHTS = "objective.safetensors"
 """What the objective learned beside the model: nothing that the model needs, but evidence about latents does."""
-READ_AGAIN = ("objective", "objective_options", "template")
-"""Settings that `pearl-eval` reads: what they name by its path must be found. All others are without folders."""
+READ_AGAIN = "objective_options"
+"""What `pearl-eval` reads of the settings, and may name a target encoder by its path. All others are without folders."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a model's folder says of its training: its objective with its options, and the words around trajectories."""
+
+    objective: str
+    options: dict[str, Any]
+    template: Template
 
 
 def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> None:
@@ -39,34 +50,33 @@ def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> N
         save_file(learned, partial / OBJECTIVE_WEIGHTS)
     (partial / "README.md").write_text(card(prepared, figures), encoding="utf-8")
     settings = prepared.config.to_json()
-    found = {name: settings[name] for name in READ_AGAIN}
-    write_json(partial / SETTINGS, {"version": __version__, "settings": {**without_folders(settings), **found}})
+    settings = {**without_folders(settings), READ_AGAIN: settings[READ_AGAIN]}
+    training = {"version": __version__, "settings": settings, "template": asdict(prepared.template)}
+    write_json(partial / SETTINGS, training)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
 
-def read_training_settings(path: Path) -> dict[str, Any]:
-    """The resolved settings of the training that made a model.
-
+def read_training(path: Path) -> Training:
+    """
     Raises:
         PearlError: the file is not what `save_model` wrote.
     """
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        for name in READ_AGAIN:
-            settings[name]
+        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = found["settings"]
+        return Training(str(settings["objective"]), dict(settings[READ_AGAIN]), Template(**found["template"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PearlError(f"{path} is not what pearl-train wrote: {error!r}") from error
-    return settings
 
 
-def load_objective(settings: Mapping[str, Any], weights: Path | None, hidden_size: int) -> tuple[Objective, Losses]:
+def load_objective(training: Training, weights: Path | None, hidden_size: int) -> tuple[Objective, Losses]:
     """A trained model's objective, with what it learned beside the model.
 
     Raises:
         PearlError: what the objective learned is missing or another's.
     """
-    objective = make_objective(settings["objective"], settings["objective_options"])
+    objective = make_objective(training.objective, training.options)
     losses = objective.losses(hidden_size)
     load_trained_state(losses, {} if weights is None else load_file(weights))
     return objective, losses.eval()

@@ -25,7 +25,7 @@ from recipes.results.data import DATA
 from recipes.results.jobs import DIRECT, STEPS, Job, table
 from recipes.results.seen import tokens_read
 from recipes.results.table import PAGE, put
-from recipes.results.work import chosen_rates, evaluate, evaluation, model_of, result, train
+from recipes.results.work import chosen_rates, evaluate, evaluation, result, train
 
 ASKED = ("lvr", "mirage", "pearl", DIRECT, STEPS, f"{STEPS}, infonce", f"{DIRECT}, external encoder")
 LOOKING = ("sft-answer", "sft", DIRECT, STEPS)
@@ -113,7 +113,7 @@ def write(work: Path, page: Path) -> None:
     asked = {name: first[name] for name in ASKED}
     looking = {name: first[name] for name in LOOKING}
     answered = [job for job in table(chosen_rates()) if job.variant.mode == "tools" and result(job)]
-    models = {job.name: made(job, work) for job in (first["sft"], *asked.values(), *looking.values())}
+    models = {job.name: train(job, work)[0] for job in (first["sft"], *asked.values(), *looking.values())}
     put(page, "gain", gains({"base": BUILT_IN, "sft": models[first["sft"].name]}))
     put(page, "seen", seen({name: models[job.name] for name, job in looking.items()}))
     put(page, "boxes", boxes([answers_of(job, work) for job in answered]))
@@ -121,17 +121,11 @@ def write(work: Path, page: Path) -> None:
     put(page, "latents", latents(of_latents, work / "evidence", page.parent / "images"))
 
 
-def made(job: Job, work: Path) -> str:
-    """A job's model, trained again where only its result is here."""
-    place = model_of(job, work)
-    return str(place) if place.exists() else train(job, work)[0]
-
-
 def answers_of(job: Job, work: Path) -> Path:
     """The folder with a job's answers on `test`, asked again where only their accuracy is here."""
     folder = work / "evaluated" / job.name / "test"
     if not folder.exists():
-        evaluate(evaluation(job, made(job, work), work, "test"))
+        evaluate(evaluation(job, train(job, work)[0], work, "test"))
     return folder
 
 

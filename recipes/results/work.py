@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from filelock import FileLock
+
 from pearl.files import whole_file
 from recipes.results.data import DATA, TOOLS
 from recipes.results.jobs import BATCH_SIZE, Job, Phase, searches, table, variant
@@ -93,7 +95,7 @@ def _settings(out: Path) -> dict[str, Any]:
 
 
 def train(job: Job, work: Path) -> tuple[str, list[Path]]:
-    """The model (as `model_of` says), and the folders of its trainings."""
+    """The model and the folders of its trainings, which are not made again where they are."""
     from pearl.trainer.config import TrainConfig
     from pearl.trainer.models import BUILT_IN
     from pearl.trainer.train import train as pearl_train
@@ -112,9 +114,11 @@ def train(job: Job, work: Path) -> tuple[str, list[Path]]:
             objective_options=dict(options), max_steps=job.updates // len(stages), batch_size=BATCH_SIZE,
             learning_rate=job.rate, seed=job.seed, precision=PRECISION, eval_fraction=0, save_steps=0, log_steps=10, resume=True,
         )  # fmt: skip
-        if not _is_trained(out, config.to_json()):
-            shutil.rmtree(out, ignore_errors=True)
-            pearl_train(config, progress=False)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_suffix(".lock")):  # another job may ask the same model
+            if not _is_trained(out, config.to_json()):
+                shutil.rmtree(out, ignore_errors=True)
+                pearl_train(config, progress=False)
         trainings.append(out)
         model = str(out / "model")
     return model, trainings
@@ -128,21 +132,16 @@ def _is_trained(out: Path, settings: dict[str, Any]) -> bool:
     return bool(done["settings"] == settings)
 
 
-def model_of(job: Job, work: Path) -> Path:
-    """Where a finished job's model is."""
-    one = variant(job.variant.trained_as) if job.variant.trained_as else job.variant
-    return work / replace(job, variant=one).name / str(len(one.stages)) / "model"
-
-
 def evaluation(job: Job, model: str, work: Path, split: str) -> EvalConfig:
     """Of questions like those of training, held out; with `test` goes the benchmark `scenes` (all families)."""
     from pearl.evaluation.run import EvalConfig
 
     one = job.variant
+    calls: dict[str, Any] = {"tools": TOOLS, "max_calls": MAX_CALLS} if one.mode == "tools" else {}
     return EvalConfig(
         models=(model,), benchmarks=(f"trajectories={DATA / split}.parquet", *(("scenes",) if split == "test" else ())),
-        modes=(one.mode,), out=str(work / "evaluated" / job.name / split), opening=one.opening, tools=TOOLS,
-        max_new_tokens=128, max_calls=MAX_CALLS, dtype=PRECISION, resume=True,
+        modes=(one.mode,), out=str(work / "evaluated" / job.name / split), opening=one.opening,
+        max_new_tokens=128, dtype=PRECISION, resume=True, **calls,
     )  # fmt: skip
 
 

@@ -189,6 +189,10 @@ def text(record: Mapping[str, Any], name: str) -> str:
     value = column(record, name)
     if not isinstance(value, str | int) or not str(value).strip():
         raise BadRecord(f"column {name!r} holds {value!r:.60}; expected a text")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord(f"column {name!r} holds what is no Unicode: {error.reason}") from error
     return str(value)
 
 
@@ -234,8 +238,8 @@ def image_file(folder: Path, relative: str) -> EncodedImage:
         raise BadRecord(f"the image path {relative!r} leaves the folder")
     try:
         data = (folder / path).read_bytes()
-    except OSError as error:
-        raise BadRecord(f"the image {relative!r} cannot be read: {error.strerror or error}") from error
+    except (OSError, UnicodeEncodeError) as error:
+        raise BadRecord(f"the image {relative!r} cannot be read: {getattr(error, 'strerror', '') or error}") from error
     return _checked(EncodedImage(data, path.name), repr(relative))
 
 

@@ -63,9 +63,11 @@ def _lines(listing: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with listing.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{listing.name} line {number}"
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BenchmarkError(f"{listing} line {number} is no JSON: {error}") from error
             if not isinstance(record, dict):
                 raise BenchmarkError(f"{listing} line {number} holds {type(record).__name__}; expected a JSON object")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,10 @@ class DecodingMode(ABC):
         Raises:
             PearlError: this model cannot answer so.
         """
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its answers and is not among its settings, as JSON values."""
+        return {}
 
     def leave(self) -> None:  # noqa: B027
         """Keeps nothing of the model that was asked: the next one needs its memory."""
@@ -74,6 +78,12 @@ def message(role: str, *parts: str | np.ndarray) -> Message:
     }
 
 
+def told_before(subject: Subject) -> list[Message]:
+    """The system turn that a model of `pearl-train` learned to answer behind, if any."""
+    words = subject.training.template.system if subject.training else ""
+    return [message("system", words)] if words else []
+
+
 def ask(
     subject: Subject, questions: Sequence[Question], conversations: Sequence[Conversation], limits: Sequence[int]
 ) -> list[Said]:
@@ -93,11 +103,8 @@ def ask(
     return [said[row] for row in range(len(conversations))]
 
 
-def refuse_too_long(subject: Subject, question: Question, said: Said, limit: int) -> None:
-    """
-    Raises:
-        QuestionError: the question alone left no room for an answer.
-    """
-    if said.ended == "too long":
-        reason = f"{said.prompt_tokens} tokens and up to {limit} new ones exceed the model's {subject.max_positions}"
-        raise QuestionError(question, reason)
+def too_long(subject: Subject, question: Question, tokens: int, limit: int) -> QuestionError:
+    """The question alone left no room for an answer."""
+    return QuestionError(
+        question, f"{tokens} tokens and up to {limit} new ones exceed the model's {subject.max_positions}"
+    )

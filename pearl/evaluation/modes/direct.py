@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pearl.evaluation.modes.base import DecodingMode, ask, message, pictures, refuse_too_long
+from pearl.evaluation.modes.base import DecodingMode, ask, message, pictures, told_before, too_long
 from pearl.evaluation.records import Question, Reply
 from pearl.evaluation.subject import Conversation, Subject
 
@@ -25,12 +25,16 @@ class Direct(DecodingMode):
     def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
         begin = time.perf_counter()
         conversations = [
-            Conversation([message("user", *pictures(question), question.prompt)], question.opening or self.opening)
+            Conversation(
+                [*told_before(subject), message("user", *pictures(question), question.prompt)],
+                question.opening or self.opening,
+            )
             for question in questions
         ]
         limits = [question.max_new_tokens or self.max_new_tokens for question in questions]
         said = ask(subject, questions, conversations, limits)
         for question, one, limit in zip(questions, said, limits, strict=True):
-            refuse_too_long(subject, question, one, limit)
+            if one.ended == "too long":
+                raise too_long(subject, question, one.prompt_tokens, limit)
         seconds = (time.perf_counter() - begin) / max(1, len(questions))
         return [Reply(one.text, (one.text,), one.prompt_tokens, one.new_tokens, seconds) for one in said]

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from pearl.errors import PearlError
 from pearl.evaluation.insides import Insides, objective_of
-from pearl.evaluation.modes.base import DecodingMode
+from pearl.evaluation.modes.base import DecodingMode, QuestionError, too_long
 from pearl.evaluation.records import Question, Reply
-from pearl.evaluation.subject import Subject
+from pearl.evaluation.subject import Subject, enough_memory
+from pearl.images import ImageError
 from pearl.trainer.conversation import ImagePart, Turn
 from pearl.trainer.families import Attention, Tokens
 from pearl.trainer.objectives.lvr import Lvr
 from pearl.trainer.objectives.mirage import Mirage
 from pearl.trainer.packing import Batch, Example
+from pearl.trainer.views import ViewError
 
 LVR_QUOTA = 8
 Change = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
@@ -65,7 +67,7 @@ class LatentDecoder:
         closing: LVR's `<|lvr_end|>` closes a run before its quota is used up.
 
     Raises:
-        PearlError: the model was trained otherwise, or what LVR's head learned is missing.
+        PearlError: the model was trained otherwise, what LVR's head learned is missing, or Mirage's runs are to close.
     """
 
     def __init__(self, subject: Subject, quota: int | None = None, closing: bool = False) -> None:
@@ -73,7 +75,9 @@ class LatentDecoder:
         if not isinstance(objective, Lvr | Mirage):
             raise PearlError(f"{subject.name} was trained with {objective.name}, which makes no latents")
         self.subject, self.objective = subject, objective
-        self.closing = closing and isinstance(objective, Lvr)
+        if closing and not isinstance(objective, Lvr):
+            raise PearlError(f"{subject.name} was trained with {objective.name}, whose runs end by their number only")
+        self.closing = closing
         self.head: nn.Module = getattr(losses, "head", nn.Identity()).to(subject.model.device)
         self.quota = quota if quota is not None else getattr(objective, "num_latents", LVR_QUOTA)
         self.insides = Insides.of(subject, objective.latent_token)
@@ -90,12 +94,24 @@ class LatentDecoder:
     def example(self, question: Question) -> Example:
         """What the model goes on from."""
         images = [self.insides.encoder.image(image) for image in question.images]
-        turn = Turn("user", (*(ImagePart(number) for number in range(len(images))), question.prompt))
-        return Example(question.id, tuple(images), {"prompt": self.insides.encoder.prompt([turn], images)})
+        before = self.subject.training.template.system if self.subject.training else ""
+        turns = [Turn("system", (before,))] if before else []
+        shown = [ImagePart(number) for number in range(len(images))]
+        turns.append(Turn("user", (*shown, self.subject.plain(question.prompt))))
+        view = self.insides.encoder.prompt(turns, images)
+        return Example(question.id, tuple(images), {"prompt": view})
 
     @torch.no_grad()
     def decode(self, examples: Sequence[Example], max_new_tokens: int, change: Change | None = None) -> list[Decoded]:
-        """The answers to a batch of prompts; keys and values are kept, so each new token costs one token's forward."""
+        """The answers to a batch of prompts; keys and values are kept, so each new token costs one token's forward.
+
+        Raises:
+            SubjectError: out of memory.
+        """
+        with enough_memory(f"{len(examples)} questions at once"):
+            return self._decode(examples, max_new_tokens, change)
+
+    def _decode(self, examples: Sequence[Example], max_new_tokens: int, change: Change | None) -> list[Decoded]:
         walk = _Walk(self, self.insides.batch(list(examples)))
         answers = [_Answer() for _ in examples]
         for _ in range(max_new_tokens):
@@ -211,6 +227,16 @@ class Latent(DecodingMode):
         begin = time.perf_counter()
         decoder = self._of(subject)
         limit = max(question.max_new_tokens or self.max_new_tokens for question in questions)
-        decoded = decoder.decode([decoder.example(question) for question in questions], limit)
+        decoded = decoder.decode([self._example(decoder, question, limit) for question in questions], limit)
         seconds = (time.perf_counter() - begin) / len(questions)
         return [Reply(one.text, (one.text,), one.prompt_tokens, one.new_tokens, seconds) for one in decoded]
+
+    def _example(self, decoder: LatentDecoder, question: Question, limit: int) -> Example:
+        try:
+            example = decoder.example(question)
+        except (ImageError, ViewError) as error:
+            raise QuestionError(question, str(error)) from error
+        tokens, most = len(example.views["prompt"]), decoder.subject.max_positions
+        if most is not None and tokens + limit > most:
+            raise too_long(decoder.subject, question, tokens, limit)
+        return example

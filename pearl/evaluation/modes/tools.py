@@ -20,13 +20,12 @@ from PIL import Image
 
 from pearl.errors import PearlError
 from pearl.evaluation.calls import FORM, Fault, FaultKind, Outcome, Reading, read_turn, run_calls, shortened
-from pearl.evaluation.modes.base import DecodingMode, ask, message, pictures, refuse_too_long
+from pearl.evaluation.modes.base import DecodingMode, ask, message, pictures, too_long
 from pearl.evaluation.records import CallMade, Question, Reply
-from pearl.evaluation.subject import Conversation, Message, Said, Subject
+from pearl.evaluation.subject import Conversation, Message, Said, Subject, enough_memory
 from pearl.images import Picture
 from pearl.records import ToolCall
 from pearl.tools import Toolbox, refused, spec
-from pearl.trainer.conversation import load_template
 
 Prompt = Literal["auto", "spec", "json", "none"]
 TOOLS = ("crop", "zoom", "depth")
@@ -108,6 +107,9 @@ class ToolUse(DecodingMode):
     def check(self, subject: Subject) -> None:
         self.announcement(subject)
 
+    def identity(self) -> dict[str, Any]:
+        return {"tool versions": self.toolbox.fingerprint()}
+
     def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
         begin = time.perf_counter()
         announced = self.announcement(subject)
@@ -128,7 +130,8 @@ class ToolUse(DecodingMode):
         for dialogue, one in zip(running, said, strict=True):
             if call := dialogue.hear(one):
                 waiting.append((dialogue, call))
-        outcomes = run_calls(self.toolbox, [(call, dialogue.pictures) for dialogue, call in waiting])
+        with enough_memory(f"the calls of {len(waiting)} questions at once"):
+            outcomes = run_calls(self.toolbox, [(call, dialogue.pictures) for dialogue, call in waiting])
         for (dialogue, call), outcome in zip(waiting, outcomes, strict=True):
             dialogue.observe(call, outcome)
 
@@ -136,22 +139,24 @@ class ToolUse(DecodingMode):
         """What a subject is told of the tools.
 
         Raises:
-            PearlError: the prompt is "spec", but the chat template announces no tools; or the model's training template
-                cannot be read.
+            PearlError: the prompt is "spec", but the chat template announces no tools; or the model learned from words
+                that hold no calls.
         """
         prompt = self.prompt
         if prompt in ("auto", "spec"):
             can = subject.announces(self.specs, Image.new("RGB", (64, 64)))
             if prompt == "spec" and not can:
                 raise PearlError(f"the chat template of {subject.name} does not announce tools: take the json prompt")
-            prompt = "none" if prompt == "auto" and subject.settings else "spec" if can else "json"
+            prompt = "none" if prompt == "auto" and subject.training else "spec" if can else "json"
         if prompt == "spec":
             return Announcement(tools=self.specs, system=False, numbered=True)
         if prompt == "json":
             return Announcement(self._listed(), subject.has_system_role(), numbered=True)
-        if subject.settings is None:
+        if subject.training is None:
             return Announcement()
-        template = load_template(str(subject.settings.get("template", "pearl")))
+        template = subject.training.template
+        if "$call" not in template.step:
+            raise PearlError("its training template holds no calls, so it has learned none: take the json prompt")
         return Announcement(template.system, observation=template.observation)
 
     def _listed(self) -> str:
@@ -251,7 +256,7 @@ class _Dialogue:
 
     def _end_too_long(self, said: Said) -> None:
         if not self.turns:
-            refuse_too_long(self.subject, self.question, said, self.mode.max_new_tokens)
+            raise too_long(self.subject, self.question, said.prompt_tokens, self.mode.max_new_tokens)
         self.calls[-1] = replace(self.calls[-1], fault="too long", observation="")
         self.done = True
 

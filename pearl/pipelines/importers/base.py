@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+from pearl.boxed import last_boxed
 from pearl.drawing import pixel_box
 from pearl.images import MOST_PIXELS, ImageError, header
 from pearl.pipelines.errors import Rejected
@@ -275,7 +276,6 @@ def only_image(value: Any) -> Any:
 
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_BOXED = "\\boxed{"
 
 
 def final_answer(text: str) -> tuple[str, str]:
@@ -283,20 +283,9 @@ def final_answer(text: str) -> tuple[str, str]:
     nothing is marked."""
     if found := _TAGGED.findall(text):
         return _TAGGED.sub(lambda match: match[1].strip(), text).strip(), found[-1].strip()
-    if (start := text.rfind(_BOXED)) >= 0 and (end := _closing(text, start + len(_BOXED))) is not None:
-        answer = text[start + len(_BOXED) : end]
-        return f"{text[:start]}{answer}{text[end + 1 :]}".strip(), answer.strip()
+    if boxed := last_boxed(text):
+        return "".join(boxed).strip(), boxed[1].strip()
     return text.strip(), text.strip()
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace that is open at `start` closes."""
-    depth = 1
-    for place in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return place
-    return None
 
 
 def concluded(thought: str, answer: str) -> str:
