@@ -101,6 +101,10 @@ class Job:
         return f"{self.phase}-{words}-{self.rate:g}-{self.seed}"
 
 
+BESIDE = ((DIRECT, 1e-4), ("mirage", 3e-4), (f"sft-answer{FEWER}", 1e-4))
+"""Single runs beside the table: at rates that tied in the search with those that were taken, or came next."""
+
+
 def variant(name: str) -> Variant:
     return next(one for one in VARIANTS if one.name == name)
 
@@ -110,6 +114,11 @@ def searches() -> Iterator[Job]:
     for one in VARIANTS:
         if not one.like:
             yield from (Job(one, rate, 0, "search") for rate in (RATES if one.objective else (0.0,)))
+
+
+def beside(rates: Mapping[str, float]) -> Iterator[Job]:
+    """Those of `BESIDE` that are not in the table."""
+    return (Job(variant(name), rate, 0, "table") for name, rate in BESIDE if rates.get(name) != rate)
 
 
 def table(rates: Mapping[str, float]) -> Iterator[Job]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate
-from recipes.results.jobs import CONTROL, DIRECT, FEWER, RATES, STEPS, VARIANTS, Job, searches, table
+from recipes.results.jobs import CONTROL, DIRECT, FEWER, RATES, STEPS, VARIANTS, Job, beside, searches, table
 from recipes.results.plot import draw
 from recipes.results.seeds import differences, half_width, paired
 from recipes.results.work import result, searched_rates
@@ -61,7 +61,18 @@ def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     chosen = [sentence for data in ("train", "fewer") if (sentence := _chosen(found, data))]
-    return "\n".join([*lines, "", *_by_category(found), "", "\n\n".join(chosen), "", *_differences(found)])
+    parts = [lines, _by_category(found), ["\n\n".join(chosen)], _differences(found), _beside()]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _beside() -> list[str]:
+    """Single runs at other rates than the table's."""
+    lines = ["| one run, at another rate | learning rate | val | trained skill | scenes |", "|---|---|---|---|---|"]
+    for job in beside(searched_rates()):
+        if (measured := result(job)) is not None:
+            cells = [_spread(_of([measured], name, "accuracy")) for name in ("val", *BENCHMARKS)]
+            lines.append(f"| {job.variant.name} | {job.rate:g} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
 
 
 def _refused(score: dict[str, Any]) -> float:

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from pearl.files import whole_file
 from recipes.results.data import DATA, TOOLS
-from recipes.results.jobs import BATCH_SIZE, Job, Phase, searches, table, variant
+from recipes.results.jobs import BATCH_SIZE, Job, Phase, beside, searches, table, variant
 
 if TYPE_CHECKING:
     from pearl.evaluation.run import EvalConfig
@@ -170,7 +170,8 @@ def evaluate(config: EvalConfig) -> dict[str, dict[str, Any]]:
 def pending(phases: Sequence[str]) -> list[Job]:
     jobs = [*searches()] if "search" in phases else []
     if "table" in phases and all(result(job) for job in searches()):
-        jobs += table(chosen_rates())
+        rates = chosen_rates()
+        jobs += [*table(rates), *beside(rates)]
     return [job for job in jobs if result(job) is None]
 
 
