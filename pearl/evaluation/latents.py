@@ -232,7 +232,7 @@ class _Judged:
         return embeddings, targets, control
 
 
-@enough_memory("one trajectory at once")
+@enough_memory("a single trajectory")
 @torch.no_grad()
 def _made(decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]) -> _Judged:
     """The mean latent of each answer, that of the latents that the objective would have fed (from the tool's output),
@@ -251,7 +251,7 @@ def _made(decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], p
     return _Judged(rows, owners)
 
 
-@enough_memory("one trajectory at once")
+@enough_memory("a single trajectory")
 @torch.no_grad()
 def _predicted(insides: Insides, objective: Pearl, losses: Losses, examples: Iterable[Example]) -> _Judged:
     """Predicted and target embeddings, and as control the state before the first predictor token."""

@@ -46,17 +46,17 @@ class Refused(SubjectError):
 
 
 @contextmanager
-def enough_memory(at_once: str) -> Iterator[None]:
+def enough_memory(said: str) -> Iterator[None]:
     """
     Raises:
-        SubjectError: there is not, for what is done at once.
+        SubjectError: there is not; its message ends with `said`.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise SubjectError(f"out of memory with {at_once}: lower --batch-size") from error
+        raise SubjectError(f"out of memory with {said}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ class Subject:
         settings = copy.deepcopy(self.model.generation_config)
         settings.max_new_tokens = max_new_tokens
         rows, width = inputs["input_ids"].shape
-        with enough_memory(f"{rows} conversations of up to {width} tokens at once"):
+        with enough_memory(f"{rows} conversations of up to {width} tokens at once: lower --batch-size"):
             inputs = inputs.to(self.model.device, dtype=self.model.dtype)
             output = self.model.generate(**inputs, generation_config=settings)
         made: list[list[int]] = output[:, width:].tolist()

@@ -156,7 +156,7 @@ class Conversation:
     def thought(self, step: Step) -> str:
         arguments = step.call.arguments
         boxes = arguments.get("boxes")
-        box = arguments.get("box") or (boxes[0] if isinstance(boxes, list) and boxes else None)
+        box = arguments.get("box") or (boxes[0] if isinstance(boxes, list | tuple) and boxes else None)
         call = json.dumps({"name": step.call.tool, "arguments": dict(arguments)}, ensure_ascii=False)
         place = "" if box is None else json.dumps(box)
         return _filled(self.template.step, thought=step.thought, call=call, tool=step.call.tool, box=place)

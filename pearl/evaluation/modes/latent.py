@@ -108,7 +108,7 @@ class LatentDecoder:
         Raises:
             SubjectError: out of memory.
         """
-        with enough_memory(f"{len(examples)} questions at once"):
+        with enough_memory(f"{len(examples)} questions at once: lower --batch-size"):
             return self._decode(examples, max_new_tokens, change)
 
     def _decode(self, examples: Sequence[Example], max_new_tokens: int, change: Change | None) -> list[Decoded]:

@@ -130,7 +130,7 @@ class ToolUse(DecodingMode):
         for dialogue, one in zip(running, said, strict=True):
             if call := dialogue.hear(one):
                 waiting.append((dialogue, call))
-        with enough_memory(f"the calls of {len(waiting)} questions at once"):
+        with enough_memory(f"the calls of {len(waiting)} questions at once: lower --batch-size"):
             outcomes = run_calls(self.toolbox, [(call, dialogue.pictures) for dialogue, call in waiting])
         for (dialogue, call), outcome in zip(waiting, outcomes, strict=True):
             dialogue.observe(call, outcome)
@@ -155,7 +155,7 @@ class ToolUse(DecodingMode):
         if subject.training is None:
             return Announcement()
         template = subject.training.template
-        if "$call" not in template.step:
+        if "call" not in Words(template.step).get_identifiers():
             raise PearlError("its training template holds no calls, so it has learned none: take the json prompt")
         return Announcement(template.system, observation=template.observation)
 
