@@ -89,14 +89,18 @@ def test_names_and_hub_ids_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.
 
 PICKY = """
 from pearl.errors import PearlError
-from pearl.trainer.objectives.sft import Sft
+from pearl.trainer.objectives.sft import NextToken, Sft
 
 class Picky(Sft):
     name = "picky"
-    def example(self, conversation, images, encoder):
-        if conversation.trajectory.id == "bad":
+    def losses(self, hidden_size):
+        return Losses("full")
+
+class Losses(NextToken):
+    def forward(self, states):
+        if "bad" in states.batch.sample_ids:
             raise PearlError("this one cannot be learned:\\nno hope")
-        return super().example(conversation, images, encoder)
+        return super().forward(states)
 """
 
 
