@@ -66,13 +66,13 @@ def test_the_page_says_what_was_measured() -> None:
     assert markdown(rows()) in page
 
 
-def test_single_runs_stand_beside_the_table(found: Path) -> None:
+def test_runs_at_other_rates_stand_beside_the_table(found: Path) -> None:
     beside_it = [job for job in work.pending(("table",)) if job.rate != BEST and job.variant.objective]
     assert [job.variant.name for job in beside_it] == ["mirage"]
     content = measured("1000")
     for job in (beside_it[0], next(one for one in table(work.chosen_rates()) if one.variant.name == "base")):
         (found / f"{job.name}.json").write_text(json.dumps(content))
-    assert "| mirage | 0.0003 | 25.0 | 25.0 | 25.0 |" in markdown(rows())
+    assert "| mirage | 1 | 0.0003 | 25.0 | 25.0 | 25.0 |" in markdown(rows())
 
 
 def test_rows_differences_and_what_is_not_measured_yet(found: Path) -> None:

@@ -314,7 +314,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_does_harm(
 
     monkeypatch.setattr(Learner, "forward", poisoned)
     with pytest.raises(
-        NanLoss, match=r"the loss's gradient is no number in step \d, on (row-05, row-\d\d|row-\d\d, row-05);"
+        NanLoss, match=r"the loss's gradient is no number in step \d, on (row-05, row-\d\d|row-\d\d, row-05)\."
     ):
         run(data, tmp_path / "out", max_steps=12, save_steps=0, batch_size=1, accumulation=2)
     assert all(weight.isfinite().all() for weight in trained_weights(tmp_path / "out").values())

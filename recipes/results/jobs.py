@@ -101,8 +101,8 @@ class Job:
         return f"{self.phase}-{words}-{self.rate:g}-{self.seed}"
 
 
-BESIDE = ((DIRECT, 1e-4), ("mirage", 3e-4), (f"sft-answer{FEWER}", 1e-4))
-"""Single runs beside the table: at rates that tied in the search with those that were taken, or came next."""
+BESIDE = ((DIRECT, 1e-4, 1), ("mirage", 3e-4, 1), (f"sft-answer{FEWER}", 1e-4, 3))
+"""Beside the table: rates that tied in the search with those that were taken, or came next, and how many seeds."""
 
 
 def variant(name: str) -> Variant:
@@ -118,7 +118,9 @@ def searches() -> Iterator[Job]:
 
 def beside(rates: Mapping[str, float]) -> Iterator[Job]:
     """Those of `BESIDE` that are not in the table."""
-    return (Job(variant(name), rate, 0, "table") for name, rate in BESIDE if rates.get(name) != rate)
+    for name, rate, seeds in BESIDE:
+        if rates.get(name) != rate:
+            yield from (Job(variant(name), rate, seed, "table") for seed in range(seeds))
 
 
 def table(rates: Mapping[str, float]) -> Iterator[Job]:

@@ -66,13 +66,16 @@ def markdown(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> str:
 
 
 def _beside() -> list[str]:
-    """Single runs at other rates than the table's."""
-    lines = ["| one run, at another rate | learning rate | val | trained skill | scenes |", "|---|---|---|---|---|"]
+    """Runs at other rates than the table's."""
+    found = dict[tuple[str, float], list[dict[str, Any]]]()
     for job in beside(searched_rates()):
         if (measured := result(job)) is not None:
-            cells = [_spread(_of([measured], name, "accuracy")) for name in ("val", *BENCHMARKS)]
-            lines.append(f"| {job.variant.name} | {job.rate:g} | {' | '.join(cells)} |")
-    return lines if len(lines) > 2 else []
+            found.setdefault((job.variant.name, job.rate), []).append(measured)
+    lines = ["| at another rate | seeds | learning rate | val | trained skill | scenes |", "|---|---|---|---|---|---|"]
+    for (name, rate), results in found.items():
+        cells = [_spread(_of(results, benchmark, "accuracy")) for benchmark in ("val", *BENCHMARKS)]
+        lines.append(f"| {name} | {len(results)} | {rate:g} | {' | '.join(cells)} |")
+    return lines if found else []
 
 
 def _refused(score: dict[str, Any]) -> float:
