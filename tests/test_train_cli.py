@@ -587,12 +587,13 @@ def poisoned(tmp_path: Path) -> tuple[Path, Path]:
     return poisoned_model_and_data(tmp_path)
 
 
+@pytest.mark.parametrize("batch_size", ["1", "4"])
 def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(
-    tmp_path: Path, poisoned: tuple[Path, Path]
+    tmp_path: Path, poisoned: tuple[Path, Path], batch_size: str
 ) -> None:
     base, data = poisoned
     out = tmp_path / "out"
-    result = invoke(data, out, "--batch-size", "1", "--max-steps", "12", base=base)
+    result = invoke(data, out, "--batch-size", batch_size, "--max-steps", "12", base=base)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
     assert "error: the loss is no number in step " in last

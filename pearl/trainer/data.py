@@ -236,6 +236,10 @@ class Examples(Dataset[Drawn]):
     def _substitute(self, index: int, attempt: int) -> int:
         return int(generator("substitute", self.seed, index, attempt).integers(len(self.rows)))
 
+    def named(self, id: str) -> Example:
+        """Of the first row of this id, which is there."""
+        return self.example(self.table[pc.index(self.table.table["id"], id).as_py()])
+
     def sample(self, count: int) -> list[Trajectory]:
         """Of so many rows, drawn by the seed alone, those that can be read."""
         found = []

@@ -177,8 +177,12 @@ class LearnerTrainer(Trainer):
             NanLoss: always, when the weights before the update are saved.
         """
         folder = self._keep_weights()
-        forwards = gather_object([(ids, bool(torch.isfinite(loss))) for ids, loss in self._forwards])
-        bad = [ids for ids, finite in forwards if not finite]
+        finite = [bool(torch.isfinite(loss)) for _, loss in self._forwards]
+        mine = [
+            (ids if good else self._culprits(ids), good) for (ids, _), good in zip(self._forwards, finite, strict=True)
+        ]
+        forwards = gather_object(mine)
+        bad = [ids for ids, good in forwards if not good]
         what = "loss" if bad else "loss's gradient"
         among = ", ".join(one for ids in bad or [ids for ids, _ in forwards] for one in ids)
         raise NanLoss(
@@ -186,6 +190,21 @@ class LearnerTrainer(Trainer):
             f"weights before it ({folder}): --precision fp32 may help. Else begin anew, with a lower --learning-rate or "
             "data without these"
         )
+
+    @torch.no_grad()
+    def _culprits(self, forward: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of a forward whose own loss is no number; all of it where none's is, or where a forward of one alone
+        would wait for the other processes."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return forward
+        found = list[str]()
+        for one in forward:
+            batch = self.prepared.packer([self.prepared.training.named(one)]).to(self.args.device)
+            with self.accelerator.autocast():
+                terms = self._learner(batch)
+            if not all(bool(torch.isfinite(term)) for term in terms.values()):
+                found.append(one)
+        return tuple(found) or forward
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
