@@ -101,7 +101,10 @@ class Job:
         return f"{self.phase}-{words}-{self.rate:g}-{self.seed}"
 
 
-BESIDE = ((DIRECT, 1e-4, 1), ("mirage", 3e-4, 1), (f"sft-answer{FEWER}", 1e-4, 3))
+BESIDE = (
+    (DIRECT, 1e-4, 1), ("mirage", 3e-4, 1),
+    (f"sft-answer{FEWER}", 1e-4, 3), (DIRECT + FEWER, 1e-4, 3), (CONTROL + FEWER, 1e-4, 3),
+)  # fmt: skip
 """Beside the table: rates that tied in the search with those that were taken, or came next, and how many seeds."""
 
 
@@ -119,8 +122,9 @@ def searches() -> Iterator[Job]:
 def beside(rates: Mapping[str, float]) -> Iterator[Job]:
     """Those of `BESIDE` that are not in the table."""
     for name, rate, seeds in BESIDE:
-        if rates.get(name) != rate:
-            yield from (Job(variant(name), rate, seed, "table") for seed in range(seeds))
+        one = variant(name)
+        if rates.get(one.like or name) != rate:
+            yield from (Job(one, rate, seed, "table") for seed in range(seeds))
 
 
 def table(rates: Mapping[str, float]) -> Iterator[Job]:
