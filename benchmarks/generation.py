@@ -22,10 +22,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from pearl.files import file_hash
 from pearl.pipelines.config import GenerateConfig, fingerprint, recipe
 from pearl.pipelines.engines import EngineConfig, make_shards
 from pearl.pipelines.generate import OutputPolicy, generate
-from pearl.pipelines.run_directory import sha256, write_json
+from pearl.pipelines.run_directory import write_json
 from pearl.pipelines.shards import ShardMaker, ShardTask
 from pearl.pipelines.sources import SourceOptions
 
@@ -88,7 +89,7 @@ def measure(name: str, config: GenerateConfig, workers: int, folder: Path) -> tu
     warm = finished[workers - 1][0]
     rows = sum(planned for moment, planned in finished if moment > warm)
     directory = task.directory()
-    hashes = {p.name: sha256(p) for p in (directory.shard(n, task.total) for n in range(task.total))}
+    hashes = {p.name: file_hash(p) for p in (directory.shard(n, task.total) for n in range(task.total))}
     total = sum(planned for _, planned in finished)
     figures = {
         "engine": name,

@@ -349,7 +349,13 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 def read_metadata(file_schema: pa.Schema) -> dict[str, Any] | None:
     """What `made_by` and the schema version say in a file's schema; None when it was not written by Pearl."""
     raw = (file_schema.metadata or {}).get(b"pearl")
-    return None if raw is None else dict(json.loads(raw))
+    if raw is None:
+        return None
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_group(

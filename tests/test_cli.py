@@ -49,6 +49,10 @@ def test_a_run_from_flag_to_page(tmp_path: Path) -> None:
     assert "needs depth" in runner.invoke(app, ["inspect", out]).output
     page = tmp_path / "page.html"
     assert runner.invoke(app, ["view", out, "--out", str(page)]).exit_code == 0
+    before = Path(out).read_bytes()
+    for command in (["view", out, "--out", out], ["stats", out, "--out", out], ["stats", out, "--markdown", out]):
+        assert "is a file of trajectories" in " ".join(runner.invoke(app, command).output.replace("│", " ").split())
+    assert Path(out).read_bytes() == before
     assert "mission patch" in page.read_text()
 
 

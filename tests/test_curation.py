@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -106,6 +107,10 @@ def test_filter_by_gain_with_reasons_and_rows_untouched(tmp_path: Path) -> None:
     assert (found.kept, found.dropped) == (3, {"gain": 3, "image gain": 2, "gain not measured": 4})
     assert list(read_trajectories(out)) == rows()[5:8]
     assert made_by(out)["filter"]["min_gain"] == 3
+    odd = [Gain(row.id, row.skill, ("crop",), (0.0, math.nan if n else 9.0), (1.0,)) for n, row in enumerate(rows())]
+    write_gains(odd, gains)
+    found = filter_data(data, tmp_path / "odd.parquet", Filter(gains=str(gains), min_gain=3))
+    assert (found.kept, found.dropped) == (1, {"gain not measured": 11})
 
 
 def test_filter_by_size(tmp_path: Path) -> None:
@@ -320,6 +325,17 @@ def test_dedup_across_datasets(tmp_path: Path) -> None:
     assert (against.kept, against.left_out[0]) == (5, Duplicate("again-0", "row-000", found.left_out[0].bits))
     with pytest.raises(CurationError, match="none of 30 trajectories is left"):
         dedup_data([second], tmp_path / "none.parquet", Dedup(images_only=True), [first])
+
+
+def test_dedup_keeps_other_answers_unless_the_image_is_the_very_same(tmp_path: Path) -> None:
+    """Of greys the hash knows nothing: the answer may stand in a colour."""
+    (one,) = made(1)
+    colour = replace(one, id="colour", image=encoded(drawing(0), quality=40), answer="other")
+    label = replace(one, id="label", answer="other")
+    data = written(tmp_path, [one, colour, label], "a.parquet")
+    found = dedup_data([data], tmp_path / "out.parquet", Dedup())
+    assert [row.id for row in read_trajectories(tmp_path / "out.parquet")] == [one.id, "colour"]
+    assert [(left.id, left.of) for left in found.left_out] == [("label", one.id)]
 
 
 # decontamination

@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 import ray
 
+from pearl.files import file_hash
 from pearl.pipelines.config import GenerateConfig
 from pearl.pipelines.engines import EngineConfig
 from pearl.pipelines.engines.ray import RayEngine
 from pearl.pipelines.errors import RunError
 from pearl.pipelines.generate import OutputPolicy, generate
-from pearl.pipelines.run_directory import sha256
 from pearl.pipelines.shards import ShardTask
 from pearl.pipelines.sources import SourceOptions
 
@@ -46,7 +46,7 @@ def config_of(*sources: str, count: int = COUNT, tools: tuple[str, ...] = TOOLS)
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    found = {path.name: sha256(path) for path in sorted((folder / "data").glob("*.parquet"))}
+    found = {path.name: file_hash(path) for path in sorted((folder / "data").glob("*.parquet"))}
     assert found
     return found
 

@@ -137,6 +137,19 @@ def test_a_corrected_export_is_brought_back_without_the_rows_that_do_not_fit(tmp
     assert not (tmp_path / "lost.parquet").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", None), ("choices", None), ("answer", 3), ("choices", [1])])
+def test_facts_that_were_spoilt_leave_their_row_out(name: str, value: Any, tmp_path: Path) -> None:
+    out, _ = exported("openai", tmp_path)
+    lines = [json.loads(line) for line in (out / "data.jsonl").read_text().splitlines()]
+    facts = json.loads(lines[0]["pearl"]) if isinstance(lines[0]["pearl"], str) else lines[0]["pearl"]
+    facts[name] = value
+    lines[0]["pearl"] = json.dumps(facts) if isinstance(lines[0]["pearl"], str) else facts
+    (out / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    left_out = bring_back("openai", out, tmp_path / "back.parquet")
+    assert list(left_out) == ["row-0"]
+    assert list(read_trajectories(tmp_path / "back.parquet")) == several()[1:]
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no export format 'csv'; there are: trl"):
         exported("csv", tmp_path)

@@ -32,7 +32,7 @@ from pearl.pipelines.engines import EngineConfig
 from pearl.pipelines.errors import Rejected, RunError
 from pearl.pipelines.generate import OutputPolicy, generate, preview
 from pearl.pipelines.importers import importer_class, importer_names, pixelreasoner, taco
-from pearl.pipelines.importers.base import Dialogue, Importer, ImportOptions, final_answer, whole_pixels
+from pearl.pipelines.importers.base import Dialogue, Importer, ImportOptions, concluded, final_answer, whole_pixels
 from pearl.pipelines.importers.config import ImportConfig
 from pearl.pipelines.importers.images import Images, check_images
 from pearl.pipelines.importers.rows import Row
@@ -792,6 +792,15 @@ def test_an_unknown_format_is_said_with_those_that_there_are() -> None:
 )
 def test_where_the_answer_stands(text: str, conclusion: str, answer: str) -> None:
     assert final_answer(text) == (conclusion, answer)
+
+
+@pytest.mark.parametrize(
+    ("thought", "answer", "named"),
+    [("Based on what I know.", "no", False), ("I read 12.", "2", False), ("It is red.", "red", True), ("", "a", False)],
+)
+def test_a_conclusion_names_the_answer_as_a_word_of_its_own(thought: str, answer: str, named: bool) -> None:
+    said = concluded(thought, answer)
+    assert said == (thought if named else f"{thought}\nThe answer is {answer}.".strip())
 
 
 def test_tacos_expanded_boxes_are_ours_for_any_size() -> None:

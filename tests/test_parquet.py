@@ -198,6 +198,10 @@ def test_what_is_no_parquet_or_truncated_is_refused(tmp_path: Path, content: byt
     whole = written(tmp_path / "a.parquet", 20).read_bytes()
     file = tmp_path / "cut.parquet"
     file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    for metadata in (b"not json", b"[1]", b"null"):
+        pq.write_table(pa.table({"id": ["a"]}).replace_schema_metadata({b"pearl": metadata}), tmp_path / "odd.parquet")
+        with pytest.raises(DataError, match=r"odd\.parquet holds no Pearl trajectories"):
+            open_parquet(tmp_path / "odd.parquet")
     with pytest.raises(DataError, match=r"cut\.parquet is not a readable Parquet file"):
         list(read_trajectories(file))
 

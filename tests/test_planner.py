@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pearl.cli.gen import main
+from pearl.files import file_hash
 from pearl.parquet import read_trajectories
 from pearl.pipelines.endpoint.client import Client
 from pearl.pipelines.endpoint.config import Budget, EndpointConfig
@@ -42,7 +43,6 @@ from pearl.pipelines.errors import ConfigError, RunError
 from pearl.pipelines.experts.planner import PlannerSettings
 from pearl.pipelines.generate import OutputPolicy, generate, preview
 from pearl.pipelines.planning import PlannerConfig
-from pearl.pipelines.run_directory import sha256
 from pearl.pipelines.sources import SourceOptions
 from pearl.pipelines.validation import validate_data
 from pearl.randomness import generator
@@ -129,7 +129,7 @@ LOOK = calls("I look closer.", "crop", CROP)
 
 
 def hashes(out: Path) -> dict[str, str]:
-    found = {path.name: sha256(path) for path in sorted((out / "data").glob("*.parquet"))}
+    found = {path.name: file_hash(path) for path in sorted((out / "data").glob("*.parquet"))}
     assert found
     return found
 
@@ -282,6 +282,13 @@ def test_a_mistake_may_be_mended_and_is_no_step(tmp_path: Path) -> None:
     told = [m["content"] for m in server.bodies[-1]["messages"] if str(m["content"]).startswith("Error:")]
     assert len(told) == 2
     assert "there is no image 2" in told[1]
+
+
+def test_numbers_that_were_written_as_text_are_recorded_as_numbers(tmp_path: Path) -> None:
+    call = calls("I look.", "crop", {"image": "0", "box": [str(side) for side in BOX]})
+    rows, _, _ = one(tmp_path, in_turns(call, RIGHT))
+    assert dict(rows[0].steps[0].call.arguments) == {"image": 0, "box": BOX}
+    assert validate_data(str(tmp_path / "out")) == (1, [])
 
 
 def test_the_commonest_reason_is_the_samples(tmp_path: Path) -> None:

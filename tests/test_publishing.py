@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -396,6 +397,9 @@ def test_splits_by_the_names_of_the_files(tmp_path: Path) -> None:
     plan = make_plan(str(tmp_path))
     assert [(split.name, split.rows) for split in plan.splits] == [("train", 60), ("test", 30)]
     assert [split.name for split in make_plan(str(tmp_path), "all").splits] == ["all"]
+    shutil.copy(next(tmp_path.rglob("test-*")), tmp_path / "clean.parquet")
+    with pytest.raises(PublishError, match=r"holds files of splits and others, such as clean\.parquet"):
+        make_plan(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -442,6 +442,7 @@ BAD_RECORDS: list[tuple[Any, str, str]] = [
     (change_annotation(id=17), "annotation-17", "the annotation id 17 stands there twice"),
     (change_image(), "image-397133-again", "the image id 397133 stands there twice (000000397133.jpg)"),
     (change_image(id=6, width=0), "image-6", "lacks an id, a file_name, or a width and height"),
+    (change_image(id=6, height=10**400), "image-6", "lacks an id, a file_name, or a width and height"),
     (change_image(id=6, height=None), "image-6", "lacks an id, a file_name, or a width and height"),
     (change_image(id=6, file_name=7), "image-6", "lacks an id, a file_name"),
     (change_image(id=None, file_name="new.jpg"), "image-None", "lacks an id"),
@@ -476,6 +477,17 @@ def test_two_images_of_one_id_are_both_left_out(tmp_path: Path) -> None:
     assert "the image id 397133 stands there twice" in bad["image-397133-again"]
     assert {k.partition("-")[0] for k in good} == {"37777", "252219"}
     assert len(bad) == 1 + 4
+
+
+def test_a_file_of_two_image_ids_is_left_out(tmp_path: Path) -> None:
+    """Each id has but a part of what is to be seen there: what the other has would be denied."""
+    document = foreign_coco()
+    first = document["images"][0]
+    document["images"].append({**first, "id": 6, "file_name": f"./{first['file_name']}"})
+    good, bad = samples(coco_folder(tmp_path, document), images=str(tmp_path / "pictures"))
+    assert f"stands there under two image ids: {first['id']}, 6" in bad["image-6"]
+    assert not [key for key in good if key.startswith((f"{first['id']}-", "6-"))]
+    assert good
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hostname", "link.jpg", "folder/link.jpg", "a\0b.jpg", ""])
@@ -632,6 +644,24 @@ def test_parquet_rows_are_mapped_and_boxes_may_be_pixels_or_fractions(tmp_path: 
     assert first.image.data == (tmp_path / "x.jpg").read_bytes()
 
 
+def test_boxes_of_a_row_are_all_in_pixels_or_all_fractions(tmp_path: Path) -> None:
+    both = {"bbox": [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 80.0, 60.0]], "names": ["dot", "cat"]}
+    good, _ = samples(rows(tmp_path, both), columns=COLUMNS)
+    dot, cat = good["7"].regions
+    assert dot.box == pytest.approx((0, 0, 1 / 160, 1 / 120))
+    assert cat.box == pytest.approx((0, 0, 0.5, 0.5))
+
+
+def test_a_cell_that_changes_changes_the_fingerprint(tmp_path: Path) -> None:
+    found = [
+        open_source(
+            rows(tmp_path, *({"problem": word} for word in words)), SourceOptions(columns=COLUMNS)
+        ).fingerprint()
+        for words in (("aa", "left", "zz"), ("aa", "lift", "zz"))
+    ]
+    assert found[0] != found[1]
+
+
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"img": None}, "the image column holds no image bytes"),
     ({"img": {"bytes": None, "path": "/etc/hostname"}}, "a path alone is not followed"),
@@ -648,6 +678,8 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"bbox": [[0.1, None, 0.5, 0.5]]}, "has not four numbers"),
     ({"bbox": [None]}, "has not four numbers"),
     ({"names": ["cat", "dog"]}, "1 boxes but 2 labels"),
+    ({"names": [None]}, "a label is null"),
+    ({"opts": ["a cat", None]}, "a choice is null"),
     ({"kind": "nearest"}, "the skill 'nearest' is none of"),
 ]
 
@@ -803,7 +835,22 @@ def test_hub_files_of_the_split_are_taken(
     for name in HUB_FILES:
         if name in expected:
             (tmp_path / "train" / name).unlink()
-    assert len(list(open_source("hf:org/name", options).items())) == len(HUB_FILES) - len(expected)
+    with pytest.raises(SourceError, match=f"hf:org/name has no split {split}|org/name has no split {split}; it has "):
+        open_source("hf:org/name", options)._files  # type: ignore[attr-defined]  # noqa: B018
+    for name in HUB_FILES[:-1]:
+        (tmp_path / "train" / name).unlink(missing_ok=True)
+    assert len(list(open_source("hf:org/name", options).items())) == 1
+
+
+def test_hub_files_in_one_split_s_folder_are_of_that_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "datasets--org--name" / "snapshots" / "0123" / "test"
+    folder.mkdir(parents=True)
+    depth_rows(tmp_path, [None])
+    shutil.copy(tmp_path / "rgbd.parquet", folder / "0.parquet")
+    monkeypatch.setattr("pearl.parquet._download", lambda _: [folder / "0.parquet"])
+    assert len(list(open_source("hf:org/name", SourceOptions(split="test")).items())) == 1
+    with pytest.raises(SourceError, match="has no split train; it has test"):
+        list(open_source("hf:org/name", SourceOptions(split="train")).items())
 
 
 def test_a_source_of_no_item_is_said(tmp_path: Path) -> None:

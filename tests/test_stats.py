@@ -157,6 +157,14 @@ def test_boxes_in_the_original_are_measured() -> None:
     assert told["positions"][2][12] == told["positions"][8][8] == 1
 
 
+def test_boxes_of_numbers_beyond_any_measure_are_counted() -> None:
+    boxes = Boxes()
+    boxes.add({"boxes": [[0, 0, 1, 10**400], [0, 0, 1, 5e-324]]}, (200, 400))
+    told = boxes.to_json()
+    assert (told["count"], told["unusable"]) == (1, 1)
+    assert math.isfinite(told["aspect"]["most"])
+
+
 def test_phrases_count_numbers_as_equal() -> None:
     texts = [f"I look at box {n} of the {word}." for n, word in enumerate(("cup", "dog", "cat", "hat"))]
     found = repeated_phrases([*texts, "Something else."])

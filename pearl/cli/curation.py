@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pearl.cli.options import console
+from pearl.cli.options import console, no_data
 
 Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 Datasets = Annotated[list[str], typer.Argument(help="Parquet files, folders, globs or Hub dataset ids.")]
@@ -142,7 +143,9 @@ def dedup(
     images_only: Annotated[
         bool, typer.Option("--images-only", help="One trajectory an image, whatever is asked about it.")
     ] = False,
-    report: Annotated[Path | None, typer.Option(help="A JSON file: what was left out, and for which row.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="A JSON file: what was left out, and for which row.", callback=no_data)
+    ] = None,
 ) -> None:
     """Leaves out near-duplicates within and across datasets: the same question about nearly the same image.
 
@@ -208,6 +211,8 @@ def _numbers(text: str, option: str) -> dict[str, float]:
             found[name] = float(value)
         except ValueError as error:
             raise typer.BadParameter(f"{option} {text!r}: expected name=number,name=number") from error
+        if not math.isfinite(found[name]):
+            raise typer.BadParameter(f"{option} {text!r}: {name} is no finite number")
     return found
 
 

@@ -15,6 +15,24 @@ errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 INPUT, OUTPUT, CLUSTER = "Input", "Output", "Cluster"
 
 
+def no_data(path: Path | None) -> Path | None:
+    """Of where a page or a report goes: a file of trajectories is not written over.
+
+    Raises:
+        typer.BadParameter: it is one.
+    """
+    if path is not None and (path.suffix == ".parquet" or _begins_as_parquet(path)):
+        raise typer.BadParameter(f"{path} is a file of trajectories: a page or report goes elsewhere")
+    return path
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
 class Engine(StrEnum):
     RAY = "ray"
     LOCAL = "local"

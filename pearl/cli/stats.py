@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
-from pearl.cli.options import console
+from pearl.cli.options import console, no_data
 
 
 def stats(
     data: Annotated[
         list[str], typer.Argument(help="A Parquet file, folder, glob or Hub dataset id; two for a comparison.")
     ],
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("stats.html"),
-    markdown: Annotated[Path | None, typer.Option(help="A Markdown file with the same figures.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the page goes.", callback=no_data)] = Path("stats.html"),
+    markdown: Annotated[
+        Path | None, typer.Option(help="A Markdown file with the same figures.", callback=no_data)
+    ] = None,
     near: Annotated[
         int | None,
         typer.Option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pearl.pipelines.errors import Rejected
 from pearl.records import Trajectory
 from pearl.tools.base import ToolResult
@@ -25,6 +27,11 @@ def check_observation(result: ToolResult) -> None:
         raise Rejected("an observation is too small", f"{width}×{height} pixels")
     if (result.pixels == result.pixels[0, 0]).all():
         raise Rejected("an observation is of one colour")
+
+
+def names(thought: str, answer: str) -> bool:
+    """Whether the answer stands there as words of its own, not in others: no "no" in "know"."""
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", thought) is not None
 
 
 def check_trajectory(trajectory: Trajectory) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pearl import __version__
-from pearl.files import locked
+from pearl.files import file_hash, locked
 from pearl.parquet import concatenate
 from pearl.pipelines.config import GenerateConfig, fingerprint, recipe
 from pearl.pipelines.endpoint.ledger import as_manifest
@@ -21,7 +21,7 @@ from pearl.pipelines.errors import ConfigError, RunError
 from pearl.pipelines.planning import PlannerConfig, check_endpoint
 from pearl.pipelines.progress import Progress
 from pearl.pipelines.rollout import Refusal
-from pearl.pipelines.run_directory import RunDirectory, faults_explained, read_json, sha256, whole, write_json
+from pearl.pipelines.run_directory import RunDirectory, faults_explained, read_json, whole, write_json
 from pearl.pipelines.shards import ShardMaker, ShardTask
 from pearl.pipelines.sources import SourceError
 from pearl.records import Trajectory
@@ -167,7 +167,7 @@ def _complete(directory: RunDirectory) -> dict[str, Any] | None:
     if manifest is None:
         return None
     folder = directory.root.parent if directory.single_file else directory.root
-    intact = all((folder / f).exists() and sha256(folder / f) == digest for f, digest in manifest["files"].items())
+    intact = all((folder / f).exists() and file_hash(folder / f) == digest for f, digest in manifest["files"].items())
     return manifest if intact else None
 
 
@@ -224,7 +224,7 @@ def _finish(directory: RunDirectory, task: ShardTask, settings: dict[str, Any], 
         made_by = {"fingerprint": task.fingerprint, "config": settings["config"]}
         with whole(directory.single_file) as partial:
             concatenate(shards, partial, made_by)
-        files = {directory.single_file.name: sha256(directory.single_file)}
+        files = {directory.single_file.name: file_hash(directory.single_file)}
     else:
         hashes = (marker["sha256"] for marker in directory.markers(task.total))
         files = {f"data/{shard.name}": digest for shard, digest in zip(shards, hashes, strict=True)}

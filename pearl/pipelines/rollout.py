@@ -275,7 +275,9 @@ class Rollout:
             question=sample.question,
             choices=sample.choices,
             answer=conclusion.answer,
-            steps=tuple(Step(act.thought, act.call, self._observation(act, result)) for act, result in flight.taken),
+            steps=tuple(
+                Step(act.thought, self._call(act), self._observation(act, result)) for act, result in flight.taken
+            ),
             conclusion=conclusion.thought,
             expert=self.expert,
             skill=sample.skill,
@@ -283,6 +285,9 @@ class Rollout:
             license=sample.license,
             seed=self.seed,
         )
+
+    def _call(self, act: Act) -> ToolCall:
+        return act.call if isinstance(act, Recalled) else self.toolbox.normal(act.call)
 
     def _encoded(self, tool: str, result: ToolResult) -> EncodedImage | None:
         if result.pixels is None:

@@ -18,7 +18,6 @@ With `--out FILE.parquet`, OUT is `FILE.parquet.run`, and the shards are joined 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -32,7 +31,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pearl.files import whole_file
+from pearl.files import file_hash, whole_file
 from pearl.pipelines.errors import RunError
 from pearl.pipelines.sources import Item, Source
 
@@ -167,7 +166,7 @@ class RunDirectory:
         shard = self.shard(number, total)
         if marker is None or marker.get("fingerprint") != fingerprint or not shard.exists():
             return None
-        return marker if marker.get("sha256") == sha256(shard) else None
+        return marker if marker.get("sha256") == file_hash(shard) else None
 
     def markers(self, total: int) -> Iterator[dict[str, Any]]:
         for number in range(total):
@@ -239,8 +238,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

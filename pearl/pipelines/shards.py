@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pearl.files import file_hash
 from pearl.images import MOST_PIXELS, ImageError, header
 from pearl.parquet import TrajectoryWriter
 from pearl.pipelines.config import GenerateConfig, trajectory_id
@@ -20,7 +21,7 @@ from pearl.pipelines.errors import Rejected, RunError
 from pearl.pipelines.planning import PlannedRollout, open_crew
 from pearl.pipelines.replay import pictures
 from pearl.pipelines.rollout import LOCKSTEP, Refusal, Rollout
-from pearl.pipelines.run_directory import RunDirectory, sha256, whole, write_json, write_lines
+from pearl.pipelines.run_directory import RunDirectory, whole, write_json, write_lines
 from pearl.pipelines.sources import BadRecord, Item, SourceError, annotators_of
 from pearl.records import EncodedImage, Region, Sample, Trajectory
 from pearl.scenes.render import RendererUnavailable
@@ -87,7 +88,7 @@ class ShardMaker:
         marker = {
             "shard": number,
             "fingerprint": self.task.fingerprint,
-            "sha256": sha256(target),
+            "sha256": file_hash(target),
             "bytes": target.stat().st_size,
             "peak_memory_mb": _peak_memory_mb(),
             "seconds": {name: round(seconds, 4) for name, seconds in rollout.timings.seconds.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -117,6 +118,16 @@ class Toolbox:
         if tool is None:
             raise ToolError(f"there is no tool {call.tool!r}; there are: {', '.join(sorted(self._tools))}")
         return parse_arguments(type(tool), call.arguments)
+
+    def normal(self, call: ToolCall) -> ToolCall:
+        """A call that was carried out, with arguments as their types say: a number that was written as text, as one."""
+        arguments = dict(call.arguments)
+        try:
+            type(self._tools[call.tool]).Arguments.model_validate_json(json.dumps(arguments), strict=True)
+        except ValidationError:
+            parsed = self.parse(call).model_dump(mode="json")
+            return ToolCall(call.tool, {name: parsed[name] for name in arguments})
+        return call
 
 
 def parse_arguments(tool: type[Tool], arguments: Mapping[str, Any]) -> ToolArguments:

@@ -26,7 +26,9 @@ class Dedup:
 
     Attributes:
         near: Images that are linked by steps of at most so many bits of their perceptual hash count as one.
-        images_only: The question does not matter; without it only the same question about such an image does.
+        images_only: Question and answer do not matter; without it only the same question about such an image does, with
+            the same answer unless the image is the very same: what differs in the answer differs in what the hash of
+            greys does not see.
     """
 
     near: int = NEAR
@@ -69,17 +71,21 @@ def dedup_data(
     refuse_existing(out)
     every = files_of([*against, *inputs])
     files = [path for paths in every for path in paths]
-    index, ids, questions, image_of = ImageIndex(perceptual=True), list[str](), list[bytes](), list[int]()
-    for row in scan(files, ["id", "image.bytes", "question"]):
+    index, ids, image_of = ImageIndex(perceptual=True), list[str](), list[int]()
+    questions, answers = list[bytes](), list[bytes]()
+    for row in scan(files, ["id", "image.bytes", "question", "answer"]):
         ids.append(row["id"])
         image_of.append(index.add(image_bytes(row)))
-        questions.append(b"" if wanted.images_only else digest(" ".join(row["question"].casefold().split()).encode()))
+        questions.append(b"" if wanted.images_only else _plain(row["question"]))
+        answers.append(b"" if wanted.images_only else _plain(row["answer"]))
     groups = index.groups(wanted.near)
     only_compared = sum(1 for _ in scan([path for paths in every[: len(against)] for path in paths], ["id"]))
     chosen, left_out = np.zeros(len(ids), bool), list[Duplicate]()
-    first = dict[tuple[int, bytes], int]()
+    alike, same = dict[tuple[int, bytes, bytes], int](), dict[tuple[int, bytes], int]()
     for number, image in enumerate(image_of):
-        stands = first.setdefault((groups[image], questions[number]), number)
+        stands = same.setdefault((image, questions[number]), number)
+        if stands == number:
+            stands = alike.setdefault((groups[image], questions[number], answers[number]), number)
         if number < only_compared:
             continue
         if stands == number:
@@ -89,6 +95,10 @@ def dedup_data(
     settings = {"near": wanted.near, "images_only": wanted.images_only, "against": [str(data) for data in against]}
     write_chosen(files, chosen, out, lineage("dedup", settings, inputs))
     return Deduplicated(int(chosen.sum()), tuple(left_out), index.unreadable)
+
+
+def _plain(text: str) -> bytes:
+    return digest(" ".join(text.casefold().split()).encode())
 
 
 def _bits(index: ImageIndex, one: int, other: int) -> int:

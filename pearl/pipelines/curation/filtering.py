@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -97,7 +98,7 @@ def _tests(
     if wanted.gains is None:
         return
     gain = gains.get(trajectory.id)
-    yield "gain not measured", gain is None
+    yield "gain not measured", gain is None or not all(_measured(gain[name]) for name in ("gain", "image_gain"))
     assert gain is not None
     yield "gain", wanted.min_gain is not None and gain["gain"] < wanted.min_gain
     yield "image gain", wanted.min_image_gain is not None and gain["image_gain"] < wanted.min_image_gain
@@ -113,6 +114,10 @@ def _size_tests(trajectory: Trajectory, wanted: Filter) -> Iterator[tuple[str, b
     yield "too low", wanted.min_height is not None and height < wanted.min_height
     yield "too few pixels", wanted.min_pixels is not None and width * height < wanted.min_pixels
     yield "too many pixels", wanted.max_pixels is not None and width * height > wanted.max_pixels
+
+
+def _measured(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _not_in(values: Collection[str], allowed: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pearl.images import decode, encode
-from pearl.pipelines.checks import MAX_STEPS
+from pearl.pipelines.checks import MAX_STEPS, names
 from pearl.pipelines.endpoint.replies import Reply, Unanswered
 from pearl.pipelines.errors import ConfigError, Rejected, Unsolvable
 from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, Steps
@@ -238,7 +238,7 @@ def _concluded(case: Case, turn: _Turn) -> Conclusion:
         raise Rejected("wrong answer", f"{turn.answer[:MAX_EXCERPT]!r}, not {answer!r}")
     if not case.steps:
         raise Rejected("no tool call", "the answer is right, but nothing was looked at")
-    if re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", turn.thought):
+    if names(turn.thought, answer):
         return Conclusion(turn.thought, answer)
     return Conclusion(f"{turn.thought} The answer is {answer}.".strip(), answer)
 

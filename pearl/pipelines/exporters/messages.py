@@ -99,6 +99,7 @@ class Form:
             ExportError: the form does not say all of it, or the messages are not in its words.
         """
         facts, where = row.facts, f"row {row.facts.get('id')!r}"
+        _check_facts(facts, where)
         if lost := self.lost():
             raise ExportError(f"the export's template does not say ${', $'.join(lost)}: no trajectory can be read back")
         said = [message for message in row.messages if message.role != "system"]
@@ -132,6 +133,22 @@ class Form:
             return Step(said.text, said.call, observation)
         found = recovered(self.template.step, said.text, ["thought", "call"], f"{where}: the assistant's turn")
         return Step(found["thought"], call_of(found["call"], where), observation)
+
+
+def _check_facts(facts: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        ExportError: what the messages do not say is missing, or of another type.
+    """
+    kinds = dict.fromkeys(("id", "answer", "expert", "skill", "source", "license"), str) | {
+        "seed": int,
+        "choices": list,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(facts.get(name), kind):
+            raise ExportError(f"{where}: {name} is {facts.get(name)!r:.60}; expected {kind.__name__}")
+    if not all(isinstance(choice, str) for choice in facts["choices"]):
+        raise ExportError(f"{where}: one of the choices is no text")
 
 
 def _message(turn: Turn, images: Sequence[EncodedImage]) -> Message:

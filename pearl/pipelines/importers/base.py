@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pearl.boxed import last_boxed
 from pearl.drawing import pixel_box
 from pearl.images import MOST_PIXELS, ImageError, header
+from pearl.pipelines.checks import names
 from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import DataFile, Row, content_hash, data_files, fetch, listed
@@ -290,7 +291,7 @@ def final_answer(text: str) -> tuple[str, str]:
 
 def concluded(thought: str, answer: str) -> str:
     """The concluding thought, which names the answer."""
-    return thought if answer in thought and thought else f"{thought}\nThe answer is {answer}.".strip()
+    return thought if names(thought, answer) else f"{thought}\nThe answer is {answer}.".strip()
 
 
 def _told(text: str, otherwise: str) -> str:

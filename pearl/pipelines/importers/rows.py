@@ -6,7 +6,6 @@ plan knows only the place.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pearl.files import file_hash
 from pearl.pipelines.importers.images import check_images
 from pearl.pipelines.sources.base import BadRecord, SourceError, refuse_faults_of_the_machine
 from pearl.pipelines.sources.tables import MAX_GROUP_BYTES
@@ -135,16 +135,13 @@ def fetch(file: DataFile, record: Mapping[str, Any], columns: tuple[str, ...]) -
 
 
 def content_hash(file: DataFile) -> str:
-    """Of a JSON file's bytes; of a Parquet file's footer, which knows every column's sizes and statistics.
+    """Of its bytes.
 
     Raises:
         SourceError: the file cannot be read.
     """
     try:
-        if file.path.suffix == ".parquet":
-            return hashlib.sha256(str(_open(str(file.path)).metadata.to_dict()).encode()).hexdigest()
-        with file.path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return file_hash(file.path)
     except OSError as error:
         raise SourceError(f"{file.path} cannot be read: {error.strerror or error}") from error
 
@@ -178,7 +175,10 @@ def _json_items(file: DataFile, opened: BinaryIO) -> Iterator[Listed]:
             yield _checked(number, row)
     except (ijson.JSONError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise SourceError(f"{file.path} is no whole JSON list: after row {number}: {reason}") from error
+        raise SourceError(
+            f"{file.path} is no whole JSON list: after row {number}: {reason} (NaN is no JSON either; of a file with one "
+            "row a line the other rows are taken)"
+        ) from error
 
 
 def _checked(number: int, row: Any) -> Listed:

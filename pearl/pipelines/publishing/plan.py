@@ -153,6 +153,9 @@ def _named_splits(data: str) -> list[tuple[str, str]]:
 def _split_by_names(data: str, split: str | None, shard_bytes: int) -> list[Split]:
     files = resolve(data)
     matches = [_SHARD_NAME.fullmatch(file.name) for file in files]
+    if split is None and any(matches) and not all(matches):
+        odd = next(file.name for file, match in zip(files, matches, strict=True) if match is None)
+        raise PublishError(f"{data} holds files of splits and others, such as {odd}: move them, or name one --split")
     if split is not None or not all(matches):
         return [_make_split(split or "train", data, files, shard_bytes)]
     names = [match[1] for match in matches if match is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -24,6 +25,8 @@ from pearl.pipelines.sources.base import (
 from pearl.pipelines.sources.box_questions import Annotated, questions_from_boxes
 from pearl.records import Region, Sample
 
+MOST_SIDE = 1_000_000
+"""Pixels of an image's side."""
 WITH_ANSWER = ("attribute", "fine detail", "counting", "spatial relation", "depth", "comparison", "existence", "text")
 
 
@@ -140,7 +143,7 @@ class CocoIndex:
         for image in self._required(document, "images"):
             self._add_image(image, licenses)
         for key in self._ambiguous & self.images.keys():
-            self._by_name.pop(self.images.pop(key)["file_name"], None)
+            self._by_name.pop(posixpath.normpath(self.images.pop(key)["file_name"]), None)
         for annotation in self._required(document, "annotations"):
             self._add_annotation(annotation)
 
@@ -166,7 +169,7 @@ class CocoIndex:
         Raises:
             BadRecord: it names an image or annotation that is not there.
         """
-        image = self._by_name.get(question["image"])
+        image = self._by_name.get(posixpath.normpath(question["image"]))
         if image is None:
             raise BadRecord(f"the image {question['image']!r} is not in the annotation file")
         regions = self.regions(image["id"])
@@ -194,14 +197,23 @@ class CocoIndex:
             self._problem(f"image-{key}-again", f"the image id {key!r} stands there twice ({name})")
             if name != self.images[key]["file_name"]:
                 self._ambiguous.add(key)  # whose annotations are they?
-        elif key is None or not isinstance(name, str) or not all(isinstance(side, int) and side > 0 for side in size):
+        elif (
+            key is None
+            or not isinstance(name, str)
+            or not all(isinstance(side, int) and 0 < side < MOST_SIDE for side in size)
+        ):
             self._problem(
                 f"image-{key}", f"the image {key!r} lacks an id, a file_name, or a width and height in pixels"
             )
         else:
             license_name = licenses.get(_key(image.get("license"))) or "unknown"
             self.images[key] = {"id": key, "file_name": name, "size": list(size), "license": license_name}
-            self._by_name.setdefault(name, self.images[key])
+            other = self._by_name.setdefault(posixpath.normpath(name), self.images[key])
+            if other["id"] != key:  # each id has but a part of what is to be seen
+                self._problem(
+                    f"image-{key}", f"the file {name} stands there under two image ids: {other['id']!r}, {key!r}"
+                )
+                self._ambiguous |= {key, other["id"]}
 
     def _add_annotation(self, annotation: Mapping[str, Any]) -> None:
         key, image_id = _key(annotation.get("id")), _key(annotation.get("image_id"))

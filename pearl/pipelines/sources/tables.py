@@ -5,7 +5,7 @@
 | `image` | HF Image (struct of bytes and path) or binary | the row is refused |
 | `question`, `answer` | text | the row is refused |
 | `choices` | list of text | an open question |
-| `boxes` | list of `[x0, y0, x1, y1]`, in 0..1, or in pixels if any number is above 1 | no regions |
+| `boxes` | list of `[x0, y0, x1, y1]`, in 0..1, or all in pixels if any number of the row is above 1 | no regions |
 | `labels` | list of text, one a box | "the region" |
 | `skill` | one of the skills that a question file may name (`coco.WITH_ANSWER`) | `attribute` |
 | `id` | text or number; a row whose id stood there before is refused | file and row number |
@@ -13,7 +13,7 @@
 | `depth` | HF Image or binary: a 16-bit grey PNG of the image's size, in millimetres, 0 = no reading | no sensor depth |
 
 Of a Hub dataset, the files are taken whose name or folder begins with the name of the split (`--split`: train, val or
-validation, test); all, where none is named so.
+validation, test); all, where none is named after any split.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pearl.files import file_hash
 from pearl.images import ImageError, decode_depth, header
 from pearl.parquet import DataError, resolve
 from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
@@ -133,7 +134,7 @@ class ParquetRows(Source):
     def _sample(self, key: str, values: Mapping[str, Any]) -> Sample:
         image = _image(values["image"])
         size = header(image.data, self.options.max_pixels)
-        choices = tuple(str(choice) for choice in _listed(values["choices"], "choices"))
+        choices = tuple(str(choice) for choice in _without_null(_listed(values["choices"], "choices"), "choice"))
         if not values["question"] or values["answer"] in (None, ""):
             raise BadRecord("the question or the answer is empty")
         answer = str(values["answer"])
@@ -151,8 +152,7 @@ class ParquetRows(Source):
         )  # fmt: skip
 
     def fingerprint(self) -> Mapping[str, Any]:
-        footers = [str(_open(str(path)).metadata.to_dict()) for path in self._files]
-        return {"columns": self.columns, "files": [str(hash_text(footer)) for footer in footers]}
+        return {"columns": self.columns, "files": [file_hash(path) for path in self._files]}
 
 
 class HubRows(ParquetRows):
@@ -166,16 +166,29 @@ class HubRows(ParquetRows):
         super().__init__(argument, options)
 
     def _find(self) -> list[Path]:
+        """
+        Raises:
+            SourceError: files are named after splits, and none after this one.
+        """
         files = super()._find()
-        root = os.path.commonpath(files)
-        named = re.compile(rf"{_SPLIT_NAMES[self.options.split]}(?![a-z])", re.IGNORECASE)
-        return [file for file in files if any(map(named.match, file.relative_to(root).parts))] or files
+        root = self._root(files)
 
+        def of(split: str) -> list[Path]:
+            named = re.compile(rf"{_SPLIT_NAMES[split]}(?![a-z])", re.IGNORECASE)
+            return [file for file in files if any(map(named.match, file.relative_to(root).parts))]
 
-def hash_text(text: str) -> str:
-    from hashlib import sha256
+        there = [split for split in SPLITS if of(split)]
+        if there and self.options.split not in there:
+            raise SourceError(f"{self.place} has no split {self.options.split}; it has {', '.join(there)}: say --split")
+        return of(self.options.split) or files
 
-    return sha256(text.encode()).hexdigest()
+    def _root(self, files: Sequence[Path]) -> Path:
+        """The dataset's: of a folder it, of the Hub's cache the folder of the revision."""
+        first = files[0].parts
+        if "snapshots" in first:
+            last = len(first) - 1 - first[::-1].index("snapshots")
+            return Path(*first[: last + 2])
+        return Path(self.place) if Path(self.place).is_dir() else Path(os.path.commonpath(files))
 
 
 @lru_cache(maxsize=4)
@@ -224,16 +237,28 @@ def _listed(values: Any, column: str) -> list[Any]:
     return values
 
 
+def _without_null(values: list[Any], what: str) -> list[Any]:
+    """
+    Raises:
+        BadRecord: one is null.
+    """
+    if None in values:
+        raise BadRecord(f"a {what} is null")
+    return values
+
+
 def _regions(boxes: Any, labels: Any, size: tuple[int, int]) -> tuple[Region, ...]:
     boxes = _listed(boxes, "boxes")
     names = ["region"] * len(boxes) if labels is None else _listed(labels, "labels")
     if len(names) != len(boxes):
         raise BadRecord(f"{len(boxes)} boxes but {len(names)} labels")
-    regions = []
-    for box, name in zip(boxes, names, strict=True):
+    for box in boxes:
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
             raise BadRecord(f"the box {box} has not four numbers")
-        scale = (*size, *size) if max(box) > 1 else (1, 1, 1, 1)
+    in_pixels = any(max(box) > 1 for box in boxes)
+    scale = (*size, *size) if in_pixels else (1, 1, 1, 1)
+    regions = []
+    for box, name in zip(boxes, _without_null(names, "label"), strict=True):
         x0, y0, x1, y1 = (float(value) / side for value, side in zip(box, scale, strict=True))
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise BadRecord(f"the box {box} is inverted, empty or outside the image")

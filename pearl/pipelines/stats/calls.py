@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +142,7 @@ def _box(value: object) -> Box | None:
     """The box, if it is one: four finite numbers in 0..1, of positive width and height."""
     if not isinstance(value, list) or len(value) != 4:
         return None
-    if not all(isinstance(one, int | float) and math.isfinite(one) and 0 <= one <= 1 for one in value):
+    if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in value):
         return None
     x0, y0, x1, y1 = map(float, value)
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+MOST = 1e300
+"""A ratio to nearly nothing may be infinite."""
 BINS_PER_OCTAVE = 32
 """Bins are 2.2% wide, and so is the error of a quantile at most."""
 MAX_NAME = 200
@@ -28,6 +30,7 @@ class Spread:
         self.bins = Counter[int]()
 
     def add(self, value: float) -> None:
+        value = min(value, MOST)
         self.count += 1
         self.total += value
         self.least = min(self.least, value)
