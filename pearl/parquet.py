@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from glob import glob
@@ -27,7 +28,7 @@ ROWS_PER_GROUP = 64
 BYTES_PER_GROUP = 64_000_000
 """Large images end a row group before it has all its rows."""
 MAX_NESTING = 64
-_SHARD = re.compile(r"(\w+)-\d+-of-\d+\.parquet")
+_SHARD = re.compile(r"(\w+)-(\d+)-of-(\d{1,6})\.parquet")
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _STEP = pa.struct(
@@ -290,6 +291,19 @@ def resolve_split(data: str | Path) -> list[Path]:
             f"{place} has no split {wanted!r}; it has {', '.join(name or 'no named one' for name in names)}"
         )
     return [file for file in files if not wanted or splits[file] == wanted]
+
+
+def missing_shards(files: Iterable[Path]) -> list[str]:
+    """Names of the shards that the names of others beside them promise (`train-00000-of-00003.parquet`)."""
+    there = defaultdict[tuple[Path, str, str], set[int]](set)
+    for file in files:
+        if found := _SHARD.fullmatch(file.name):
+            there[file.parent, found[1], found[3]].add(int(found[2]))
+    return [
+        str(folder / f"{name}-{number:0{len(total)}}-of-{total}.parquet")
+        for (folder, name, total), numbers in there.items()
+        for number in sorted(set(range(int(total))) - numbers)
+    ]
 
 
 def place_and_split(data: str | Path) -> tuple[str, str]:

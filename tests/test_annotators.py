@@ -435,6 +435,19 @@ def test_a_missing_model_is_said_before_any_work(tmp_path: Path) -> None:
         GenerateConfig(("photos",), options("ocr"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"skills": ("counting",)}, "--skill is read by scenes, and the source is photos"),
+        ({"columns": {"answer": "foo"}}, "--columns is read by hf and parquet, and the source is photos"),
+        ({"questions": "questions.jsonl"}, "--questions is read by coco"),
+    ],
+)
+def test_options_that_no_source_reads_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GenerateConfig(("photos",), SourceOptions(**change))
+
+
 def test_a_model_of_another_kind_or_a_label_that_is_too_long_stops_the_run(tmp_path: Path) -> None:
     signs(tmp_path / "in" / "a.png")
     (tmp_path / "empty").mkdir()

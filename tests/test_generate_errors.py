@@ -332,13 +332,14 @@ def test_a_folder_that_holds_no_model_stops_the_run(tmp_path: Path) -> None:
 
 def coco(folder: Path, images: int = 1) -> GenerateConfig:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    (folder / "a.jpg").write_bytes(encode(pixels))
-    listed = [{"id": i, "file_name": "a.jpg", "width": 50, "height": 40} for i in range(images)]
+    for i in range(images):
+        (folder / f"{i}.jpg").write_bytes(encode(pixels))
+    listed = [{"id": i, "file_name": f"{i}.jpg", "width": 50, "height": 40} for i in range(images)]
     annotations = [{"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 30, 30]} for i in range(images)]
     categories = [{"id": 1, "name": "cat"}]
     document = {"images": listed, "annotations": annotations, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(document))
-    question = {"id": 1, "image": "a.jpg", "question": "What is it?", "answer": "a cat", "skill": "attribute"}
+    question = {"id": 1, "image": "0.jpg", "question": "What is it?", "answer": "a cat", "skill": "attribute"}
     (folder / "questions.jsonl").write_text(json.dumps({**question, "annotation_ids": [0]}))
     options = SourceOptions(questions=str(folder / "questions.jsonl"), tools=("crop",))
     return GenerateConfig((f"coco:{folder / 'instances.json'}",), options, ("crop",))
@@ -372,7 +373,7 @@ def test_a_source_that_is_mended_needs_no_flag(tmp_path: Path) -> None:
 
 def test_a_run_of_refusals_alone_ends_with_an_empty_file(tmp_path: Path) -> None:
     config = coco(tmp_path)
-    (tmp_path / "a.jpg").write_text("no picture")
+    (tmp_path / "0.jpg").write_text("no picture")
     manifest = generate(config, tmp_path / "out.parquet", LOCAL, PLAIN)
     assert (manifest["planned"], manifest["kept"], manifest["rejected"]) == (1, 0, {"bad input": 1})
     assert count_rows(tmp_path / "out.parquet") == 0

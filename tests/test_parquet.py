@@ -178,6 +178,14 @@ def test_another_schema_version_is_refused_with_advice(tmp_path: Path, version: 
         list(read_trajectories(file))
 
 
+def test_shards_that_others_promise_are_missed(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001", "other"):
+        write_trajectories(tmp_path / f"{name}.parquet", [replace(ONE, id=name)])
+    rows, problems = validate_data(str(tmp_path))
+    assert rows == 4
+    assert problems == [f"{tmp_path}/train-00001-of-00003.parquet is missing"]
+
+
 def test_other_columns_than_the_version_says_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.parquet"
     table = pq.read_table(written(tmp_path / "a.parquet"))

@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from pearl.images import MOST_PIXELS, ImageError, decode
-from pearl.parquet import DataError, from_row, open_parquet, read_group, resolve
+from pearl.parquet import DataError, from_row, missing_shards, open_parquet, read_group, resolve
 from pearl.records import Trajectory
 from pearl.tools import ToolError, ToolUnavailable, parse_arguments, tool_class
 
 
 def validate_data(data: str) -> tuple[int, list[str]]:
-    """The number of rows, and what is wrong with them: file, row, id and reason.
+    """The number of rows, and what is wrong with them (file, row, id and reason) or missing.
 
     Raises:
         DataError: there is no file to check.
     """
-    problems: list[str] = []
+    files = resolve(data)
+    problems = [f"{shard} is missing" for shard in missing_shards(files)]
     seen: dict[str, str] = {}
     pictures = Pictures()
     rows = 0
-    for path in resolve(data):
+    for path in files:
         number = 0
         for group in _groups(path, problems):
             read = [_read(row) for row in group]
