@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,11 @@ def _beside() -> list[str]:
     for (name, rate), results in found.items():
         cells = [_spread(_of(results, benchmark, "accuracy")) for benchmark in ("val", *BENCHMARKS)]
         lines.append(f"| {name} | {len(results)} | {rate:g} | {' | '.join(cells)} |")
-    return lines if found else []
+    if not found:
+        return []
+    fewer = {name: results for (name, _), results in found.items() if name.endswith(FEWER)}
+    pairs = [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= fewer.keys()]
+    return [*lines, "", *_compared(fewer, pairs)] if pairs else lines
 
 
 def _refused(score: dict[str, Any]) -> float:
@@ -124,12 +128,16 @@ def _right(results: Sequence[dict[str, Any]], benchmark: str) -> dict[int, np.nd
 
 def _differences(found: Sequence[tuple[Job, list[dict[str, Any]]]]) -> list[str]:
     """Of every row and the base, and of forms of `pearl` and the others, on the same questions and seeds."""
-    names = [job.variant.name for job, _ in found]
-    compared = [(name, "base") for name in names[1:] if "base" in names]
-    compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= {*names}]
-    right = {(job.variant.name, name): _right(results, name) for job, results in found for name in BENCHMARKS}
+    by_name = {job.variant.name: results for job, results in found}
+    compared = [(name, "base") for name in list(by_name)[1:] if "base" in by_name]
+    compared += [(ours, name) for ours, others in COMPARED.items() for name in others if {ours, name} <= by_name.keys()]
+    return _compared(by_name, compared)
+
+
+def _compared(by_name: Mapping[str, list[dict[str, Any]]], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    right = {(one, name): _right(results, name) for one, results in by_name.items() for name in BENCHMARKS}
     lines = [f"| | seeds | {' | '.join(BENCHMARKS.values())} |", f"|---|---|{'---|' * len(BENCHMARKS)}"]
-    for ours, theirs in compared:
+    for ours, theirs in pairs:
         found_in = [differences(right[ours, n], right[theirs, n], fixed=theirs == "base") for n in BENCHMARKS]
         if seeds := len(found_in[0]):
             cells = [_percent(paired(difference)) for difference in found_in]
