@@ -23,10 +23,12 @@ BENCHMARKS = {TRAINED: "trained skill", "scenes": "scenes"}
 OTHERS = ("sft-answer", "sft", "tools", "lvr", "mirage", CONTROL)
 BASELINES = ("sft-answer", "sft", "lvr", "mirage")
 OF_FEWER = (f"sft-answer{FEWER}", CONTROL + FEWER)
+PARTS = ("published token", "without JEPA", "without NextLat", "K = 1", "K = 16", "external encoder")
 COMPARED = {
     "pearl": OTHERS,
     DIRECT: OTHERS,
     STEPS: OTHERS,
+    **{f"{DIRECT}, {part}": (DIRECT,) for part in PARTS},
     f"{STEPS}, infonce": ("sft-answer", STEPS),
     DIRECT + FEWER: OF_FEWER,
     STEPS + FEWER: OF_FEWER,
