@@ -336,6 +336,10 @@ def test_dedup_keeps_other_answers_unless_the_image_is_the_very_same(tmp_path: P
     found = dedup_data([data], tmp_path / "out.parquet", Dedup())
     assert [row.id for row in read_trajectories(tmp_path / "out.parquet")] == [one.id, "colour"]
     assert [(left.id, left.of) for left in found.left_out] == [("label", one.id)]
+    near = replace(one, id="near", image=colour.image)
+    data = written(tmp_path, [one, near, replace(near, id="third", answer="other")], "b.parquet")
+    found = dedup_data([data], tmp_path / "chain.parquet", Dedup())
+    assert [(left.id, left.of) for left in found.left_out] == [("near", one.id), ("third", one.id)]
 
 
 # decontamination

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +15,7 @@ from pearl.evaluation.modes import Direct
 from pearl.evaluation.records import Question
 from pearl.evaluation.scoring import choice_of
 from pearl.evaluation.subject import Subject
+from pearl.files import file_hash
 from pearl.scenes.layout import draw_layout, scene_rng
 from pearl.scenes.render import render
 from recipes.vlm_nano.asks import ask_all, ask_measure
@@ -51,7 +51,7 @@ def test_it_was_measured_to_be_better_than_blind_by_what_is_promised() -> None:
 
 
 def test_its_figures_are_of_the_weights_that_ship() -> None:
-    assert hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest() == FIGURES["weights"]
+    assert file_hash(FOLDER / "model.safetensors") == FIGURES["weights"]
 
 
 @pytest.mark.slow

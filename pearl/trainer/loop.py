@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -199,11 +200,12 @@ class LearnerTrainer(Trainer):
             return forward
         found = list[str]()
         for one in forward:
-            batch = self.prepared.packer([self.prepared.training.named(one)]).to(self.args.device)
-            with self.accelerator.autocast():
-                terms = self._learner(batch)
-            if not all(bool(torch.isfinite(term)) for term in terms.values()):
-                found.append(one)
+            with suppress(Exception):  # of an id that is given twice the first row may be a broken one
+                batch = self.prepared.packer([self.prepared.training.named(one)]).to(self.args.device)
+                with self.accelerator.autocast():
+                    terms = self._learner(batch)
+                if not all(bool(torch.isfinite(term)) for term in terms.values()):
+                    found.append(one)
         return tuple(found) or forward
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

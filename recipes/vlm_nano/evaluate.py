@@ -9,7 +9,6 @@ crop in context. The crop is cut from the pixels that the model was given alread
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 
 from pearl.drawing import draw_points
+from pearl.files import file_hash
 from pearl.images import Picture
 from pearl.pipelines.experts.base import padded, side
 from pearl.scenes.layout import COLOURS, MATERIALS, SHAPES, draw_layout, scene_rng
@@ -165,7 +165,7 @@ def evaluate(model: str, count: int, device: str) -> dict[str, Any]:
         print(f"{family:18}", "   ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
     gains = [row["accuracy"] - row["blind"] for row in families.values()]
     return {
-        "weights": hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest(),
+        "weights": file_hash(Path(model) / "model.safetensors"),
         "families": families, "mean gain": float(np.mean(gains)), "families that gain 0.25": sum(g >= 0.25 for g in gains)
     }  # fmt: skip
 

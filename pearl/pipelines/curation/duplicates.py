@@ -83,9 +83,10 @@ def dedup_data(
     chosen, left_out = np.zeros(len(ids), bool), list[Duplicate]()
     alike, same = dict[tuple[int, bytes, bytes], int](), dict[tuple[int, bytes], int]()
     for number, image in enumerate(image_of):
-        stands = same.setdefault((image, questions[number]), number)
-        if stands == number:
+        stands = same.get((image, questions[number]))
+        if stands is None:
             stands = alike.setdefault((groups[image], questions[number], answers[number]), number)
+            same[image, questions[number]] = stands
         if number < only_compared:
             continue
         if stands == number:
@@ -97,8 +98,8 @@ def dedup_data(
     return Deduplicated(int(chosen.sum()), tuple(left_out), index.unreadable)
 
 
-def _plain(text: str) -> bytes:
-    return digest(" ".join(text.casefold().split()).encode())
+def _plain(text: str | None) -> bytes:
+    return digest(" ".join((text or "").casefold().split()).encode())
 
 
 def _bits(index: ImageIndex, one: int, other: int) -> int:
