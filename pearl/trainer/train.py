@@ -61,6 +61,8 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
         PearlError: data, model or settings cannot be used; the loss is no number; memory does not suffice.
     """
     check_names(config)
+    if config.resume and _is_first() and last_checkpoint(Path(config.out)) is None:
+        tell(f"note: there is no checkpoint in {config.out} to go on from: the run begins")
     with alone_in(Path(config.out)) if _is_first() else nullcontext():
         return train_alone(config, progress, callbacks)
 
@@ -84,8 +86,6 @@ def train_alone(config: TrainConfig, progress: bool = True, callbacks: list[Any]
         if sharded:
             keep_in_step(prepared.learner)
         checkpoint = last_checkpoint(out) if config.resume else None
-        if config.resume and checkpoint is None and first:
-            tell(f"note: there is no checkpoint in {out} to go on from: the run begins")
         if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         elif len(prepared.held_out) and not trainer.is_evaluated():

@@ -90,9 +90,8 @@ class FrozenEncoder(nn.Module):
             self.model = _timm(name.removeprefix(TIMM), pretrained) if self.timm else _transformers(name)
             self.model.requires_grad_(False)
             self.eval()
-            self.width = self(torch.zeros(1, 3, side, side)).shape[
-                -1
-            ]  # what configurations say of it differs by family
+            blank = torch.zeros(1, 3, side, side)
+            self.width = self(blank).shape[-1]  # what configurations say of it differs by family
         except Exception as error:
             raise EncoderError(f"{name} cannot be used as an image encoder: {_line(error)}") from error
 
