@@ -289,10 +289,12 @@ def test_another_stands_in_for_what_cannot_be_used(examples: Examples) -> None:
     usable = [number for number in range(12) if number not in (3, 7)]
     assert [found[number].example.id for number in usable] == [f"row-{number:02}" for number in usable]
     assert {found[number].example.id for number in (3, 7)} <= {f"row-{number:02}" for number in usable}
-    refused = {number: {one.id: one.reason for one in each.refused} for number, each in enumerate(found)}
+    refused = {number: {one.id: one for one in each.refused} for number, each in enumerate(found)}
     assert {number for number, told in refused.items() if told} == {3, 7}
-    assert refused[3]["row-03"].startswith("row 3: image 0: ")
-    assert refused[7]["row-07"].startswith("row 7: image 1: ")
+    for number, image in ((3, 0), (7, 1)):
+        culprit = refused[number][f"row-{number:02}"]
+        assert culprit.row == number
+        assert culprit.reason.startswith(f"image {image}: ")
 
 
 def test_a_sample_is_drawn_by_the_seed_alone(examples: Examples) -> None:
@@ -353,7 +355,7 @@ def test_what_is_too_long_is_left_out_whole(examples: Examples) -> None:
     limit = sorted(lengths.values())[4]
     short = Examples(examples.table, examples.rows, examples.objective, examples.encoder, examples.template, limit)
     assert {one.example.id for one in drawn(short, 0)} == {name for name, length in lengths.items() if length <= limit}
-    reasons = {one.reason.partition(": ")[2] for each in drawn(short, 0) for one in each.refused}
+    reasons = {one.reason for each in drawn(short, 0) for one in each.refused}
     assert f"{max(lengths.values())} tokens, more than --max-tokens {limit}" in reasons
 
 
