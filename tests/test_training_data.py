@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 import pearl.trainer.data
 from pearl.parquet import DataError
 from pearl.records import EncodedImage, Step, Trajectory
+from pearl.trainer.config import TrainConfig
 from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
+from pearl.trainer.models import data_workers
 from pearl.trainer.objectives.mirage import Mirage
 from pearl.trainer.objectives.sft import Sft, SftAnswer
 from pearl.trainer.packing import Example
@@ -357,6 +359,35 @@ def test_what_is_too_long_is_left_out_whole(examples: Examples) -> None:
     assert {one.example.id for one in drawn(short, 0)} == {name for name, length in lengths.items() if length <= limit}
     reasons = {one.reason for each in drawn(short, 0) for one in each.refused}
     assert f"{max(lengths.values())} tokens, more than --max-tokens {limit}" in reasons
+
+
+def test_what_a_file_name_promises_and_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    data_file(data, rows(), "train-00000-of-00003.parquet")
+    prepare(config(data, tmp_path / "out"))
+    first = data / "train-00001-of-00003.parquet"
+    assert f"note: {data} is not whole: {first} is missing, and 1 more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "on_gpu", "cores", "processes", "workers"),
+    [
+        (None, False, 16, 1, 0),
+        (None, True, 16, 1, 4),
+        (None, True, 16, 8, 1),
+        (None, True, 4, 8, 0),
+        (0, True, 16, 1, 0),
+        (7, False, 2, 1, 7),
+    ],
+)
+def test_a_gpu_gets_as_many_data_workers_as_there_are_cores_for(
+    given: int | None, on_gpu: bool, cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert data_workers(TrainConfig(data="traj.parquet", data_workers=given)) == workers
 
 
 def test_of_several_splits_one_must_be_named(tmp_path: Path) -> None:

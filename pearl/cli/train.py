@@ -131,7 +131,9 @@ def train(
     save_steps: Annotated[int | None, opt(RUN, "Checkpoint every so many updates (200).")] = None,
     keep_checkpoints: Annotated[int | None, opt(RUN, "The last so many (2).")] = None,
     log_steps: Annotated[int | None, opt(RUN, "Log every so many updates (1).")] = None,
-    data_workers: Annotated[int | None, opt(RUN, "Processes that decode and tokenize (0).")] = None,
+    data_workers: Annotated[
+        int | None, opt(RUN, "Processes that decode and tokenize (on a GPU up to 4, on a CPU 0).")
+    ] = None,
     push_to_hub: Annotated[str | None, opt(RUN, "Publish model/ under this Hub id, private.")] = None,
     num_workers: Annotated[int | None, opt(CLUSTER, "Train under Ray Train with so many workers.", min=1)] = None,
     use_gpu: Annotated[bool, opt(CLUSTER, "A GPU for each worker.", "--use-gpu")] = False,

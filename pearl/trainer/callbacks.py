@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
     from transformers import TrainerState
 
 
+def is_first() -> bool:
+    """Whether this is the first of a run's processes, also before these are joined."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def tell(text: str) -> None:
-    """A line for the user, above the bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    """A line for the user, of the first process, above the bar if there is one."""
+    if is_first():
+        tqdm.write(text, file=sys.stderr)
 
 
 def loss_text(figures: Mapping[str, float], prefix: str = "") -> str:

@@ -53,7 +53,8 @@ class TrainConfig:
         max_tokens: Longer trajectories are left out and named.
         attention: transformers' implementation; those that take a tree's mask.
         tree: Views share rows; False: each has its own, as for families where a tree cannot be laid.
-        data_workers: Processes that decode and tokenize; 0: the training process itself.
+        data_workers: Processes that decode and tokenize; 0: the training process itself; None: on a GPU as many as there
+            are cores for, up to 4, on a CPU 0.
         seed: Decides everything that is random.
         resume: Go on from the last checkpoint in `out`.
         trust_remote_code, allow_pickle: For models that need them.
@@ -92,7 +93,7 @@ class TrainConfig:
     max_tokens: int | None = None
     attention: Attention = "sdpa"
     tree: bool = True
-    data_workers: int = 0
+    data_workers: int | None = None
     seed: int = 0
     resume: bool = False
     trust_remote_code: bool = False
@@ -104,8 +105,8 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
         for name in NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative, but is {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise ConfigError(f"{name} must not be negative, but is {value}")
         for name in SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from pearl.errors import PearlError
 from pearl.files import whole_file
 from pearl.images import ImageError
-from pearl.parquet import DataError, from_row, open_parquet, resolve_split, schema
+from pearl.parquet import DataError, from_row, missing_shards, open_parquet, resolve_split, schema
 from pearl.randomness import generator
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template
@@ -49,12 +49,16 @@ class Table:
         cache: Where the copy lies; it is used again while the files are the same. Of several processes one writes it,
             the others wait.
 
+    Attributes:
+        missing: Shards that the files' names promise and that are not there, as of a generation that is not finished.
+
     Raises:
         DataError: there are no trajectories, or a file is none of this schema version.
     """
 
     def __init__(self, data: str | Path, cache: Path) -> None:
         files, rows = resolve_split(data), 0
+        self.missing = missing_shards(files)
         for file in files:
             with open_parquet(file) as reader:  # one at a time: a process may not open thousands
                 rows += reader.metadata.num_rows

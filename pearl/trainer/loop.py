@@ -219,7 +219,7 @@ class LearnerTrainer(Trainer):
             self._sums, self._updates = {}, 0
             logs |= self.watch.figures()
             warning = self.watch.warning(logs)
-            if warning and not self._collapsed and self.is_world_process_zero():
+            if warning and not self._collapsed:
                 tell(f"warning: {warning}")
             self._collapsed = warning is not None
         super().log(logs, start_time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 import warnings
@@ -308,6 +309,14 @@ def precision(config: TrainConfig) -> Precision:
     if config.precision != "auto":
         return config.precision
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def data_workers(config: TrainConfig) -> int:
+    """Of a process; on a CPU they would take the cores that train."""
+    if config.data_workers is not None:
+        return config.data_workers
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(4, max(0, cores - 1)) if torch.cuda.is_available() else 0
 
 
 def part_of(name: str, family: Family) -> str | None:

@@ -15,7 +15,16 @@ from pearl.trainer.conversation import Template, load_template
 from pearl.trainer.data import Examples, Table
 from pearl.trainer.families import FAMILIES, Unknown, family_of
 from pearl.trainer.learner import Learner
-from pearl.trainer.models import Loaded, frozen_digest, load, make_trainable, model_settings, place_of, precision
+from pearl.trainer.models import (
+    Loaded,
+    data_workers,
+    frozen_digest,
+    load,
+    make_trainable,
+    model_settings,
+    place_of,
+    precision,
+)
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.registry import make_objective
 from pearl.trainer.packing import Packer
@@ -75,10 +84,12 @@ def prepare(config: TrainConfig) -> Prepared:
         )
     cache = Path(config.out) / "cache"
     table = Table(config.data, cache)
+    _tell_what_is_missing(config.data, table)
     rows, held = list(range(len(table))), list[int]()
     held_table = table
     if config.eval_data is not None:
         held_table = Table(config.eval_data, cache)
+        _tell_what_is_missing(config.eval_data, held_table)
         held = list(range(len(held_table)))
     elif config.eval_fraction:
         rows, held = table.held_out(config.eval_fraction, config.seed)
@@ -120,8 +131,17 @@ def prepare(config: TrainConfig) -> Prepared:
         objective_options=asdict(objective),
         tune="full" if vlm is loaded.vlm else "lora",
         precision=precision(config),
+        data_workers=data_workers(config),
     )
     return Prepared(
         resolved, objective, template, loaded, encoder, learner, packer,
         examples(table, rows), examples(held_table, held), [lengths[row] for row in rows],
     )  # fmt: skip
+
+
+def _tell_what_is_missing(data: str, table: Table) -> None:
+    if table.missing:
+        tell(
+            f"note: {data} is not whole: {table.missing[0]} is missing"
+            + (f", and {len(table.missing) - 1} more" if len(table.missing) > 1 else "")
+        )

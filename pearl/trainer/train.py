@@ -15,7 +15,7 @@ import torch
 from pearl.errors import PearlError
 from pearl.parquet import DataError
 from pearl.torch_setup import is_out_of_memory
-from pearl.trainer.callbacks import tell
+from pearl.trainer.callbacks import is_first, tell
 from pearl.trainer.config import TrainConfig
 from pearl.trainer.data import Examples, GroupedOrder
 from pearl.trainer.families import Unknown
@@ -61,16 +61,16 @@ def train(config: TrainConfig, progress: bool = True, callbacks: list[Any] | Non
         PearlError: data, model or settings cannot be used; the loss is no number; memory does not suffice.
     """
     check_names(config)
-    if config.resume and _is_first() and last_checkpoint(Path(config.out)) is None:
+    if config.resume and last_checkpoint(Path(config.out)) is None:
         tell(f"note: there is no checkpoint in {config.out} to go on from: the run begins")
-    with alone_in(Path(config.out)) if _is_first() else nullcontext():
+    with alone_in(Path(config.out)) if is_first() else nullcontext():
         return train_alone(config, progress, callbacks)
 
 
 def train_alone(config: TrainConfig, progress: bool = True, callbacks: list[Any] | None = None) -> Report:
     """As `train`, in a folder that the caller keeps other runs out of (`alone_in`)."""
     check_sharding()
-    out, first = Path(config.out), _is_first()
+    out, first = Path(config.out), is_first()
     if first:
         claim(config, out, int(os.environ.get("WORLD_SIZE", "1")))
         if config.push_to_hub:
@@ -105,10 +105,6 @@ def train_alone(config: TrainConfig, progress: bool = True, callbacks: list[Any]
     return Report(
         model, steps, logged[0] if logged else {}, logged[-1] if logged else {}, evaluation, len(trainer.refused.told()),
     )  # fmt: skip
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _check_held_out(held_out: Examples) -> None:
@@ -183,8 +179,8 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
-        dataloader_num_workers=config.data_workers,
-        dataloader_persistent_workers=config.data_workers > 0,
+        dataloader_num_workers=config.data_workers or 0,
+        dataloader_persistent_workers=bool(config.data_workers),
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         ddp_find_unused_parameters=True,
@@ -216,7 +212,7 @@ def _trainer(prepared: Prepared, out: Path, progress: bool, callbacks: list[Any]
         prepared=prepared,
     )
     trainer.remove_callback(PrinterCallback)
-    if progress and trainer.is_world_process_zero():
+    if progress:
         tell(trainable_text(prepared.learner))
     return trainer
 
