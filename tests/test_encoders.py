@@ -144,4 +144,4 @@ def test_a_run_with_an_encoder_is_resumed_saved_and_read_again(tmp_path: Path) -
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
     for dtype in ("fp32", "bf16"):
         model = Subject.load(str(tmp_path / "out" / "model"), device="cpu", dtype=dtype)
-        assert 0 < latent_evidence(model, rows()).distance < 2
+        assert 0 < latent_evidence(model, rows()).embeddings.distance < 2

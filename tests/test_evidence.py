@@ -37,6 +37,7 @@ from pearl.evaluation.subject import Subject
 from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.conversation import Conversation, load_template
 from pearl.trainer.objectives.lvr import visual_tokens
+from pearl.trainer.watch import effective_rank
 from tests.latents import step, trajectory, visual_tokens_of
 from tests.runs import _FOLDERS, data_file, model, run
 from tests.tiny_vlms import HIDDEN
@@ -72,7 +73,7 @@ def trained(objective: str, **options: object) -> Subject:
 def test_latents_are_asked_everything(objective: str) -> None:
     options = {"vlm_weight": 1.0} if objective == "mirage" else {}
     found = latent_evidence(trained(objective, **options), rows(), batch_size=4, max_new_tokens=40)
-    assert (found.questions, found.judged, found.left_out) == (6, 6, {})
+    assert (found.questions, found.embeddings.count, found.left_out) == (6, 6, {})
     assert found.accuracy == found.by_quota[{"lvr": 8, "mirage": 4}[objective]]
     assert set(found.replaced) == {"noise", "zeros", "the mean", "another's", "removed"}
     assert set(found.by_quota) == {0, 1, 2, 4, 8, 16}
@@ -81,7 +82,9 @@ def test_latents_are_asked_everything(objective: str) -> None:
     assert list(found.retrieval) == [2]
     assert found.answers is not None
     assert found.answers.judged == 6
-    assert 0 <= found.distance <= 2
+    assert 0 <= found.embeddings.distance <= 2
+    assert found.latents is not None
+    assert found.latents.count > found.embeddings.count
 
 
 @pytest.mark.parametrize("objective", ["lvr", "mirage"])
@@ -93,19 +96,33 @@ def test_embeddings_are_held_against_what_the_tool_showed_and_the_whole_image(ob
     conversations = [Conversation(one, load_template("pearl")) for one in rows()]
     encoder, family = decoder.insides.encoder, decoder.insides.family
     examples = [kind.example(one, [encoder.image(i) for i in one.images], encoder) for one in conversations]
-    said = [Decoded("", torch.full((2, HIDDEN), float(number)), 0, 0) for number in range(len(examples))]
-    judged = _made(decoder, losses, examples, said)
+    torch.manual_seed(0)
+    said = [Decoded("", torch.randn(4, HIDDEN), (1, 3), 0, 0) for _ in examples]
+    judged, singly = _made(decoder, losses, examples, said)
     assert list(judged.owners) == list(range(6))
+    pairs = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()
     for number, (example, found) in enumerate(zip(examples, judged.rows, strict=True)):
         shown = [visual_tokens_of(subject.model, family, example, image) for image in range(len(example.images))]
         if objective == "lvr":
             under = visual_tokens((0.3, 0.3, 0.6, 0.6), encoder.grid(example.images[0]))
-            target = shown[0][under].mean(0)
+            fed = [list(shown[0][under])] * len(rows()[number].steps)
         else:
-            target = torch.stack([chunk.mean(0) for each in shown[1:] for chunk in each.tensor_split(4)]).mean(0)
-        expected = torch.full((HIDDEN,), float(number)), target, shown[0].mean(0)
+            fed = [[chunk.mean(0) for chunk in each.tensor_split(4)] for each in shown[1:]]
+        target = torch.stack([one for run in fed for one in run]).mean(0)
+        expected = said[number].latents.mean(0), target, shown[0].mean(0)
         for one, plain in zip(found, expected, strict=True):
             torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-5)
+        made = said[number].latents
+        pairs.append((made[0], fed[0][0], expected[2]))  # of the first run, of which there is one latent
+        if len(fed) == 2:
+            pairs += [(made[1 + place], fed[1][place], expected[2]) for place in range(3)]
+    latents, targets, control = (torch.stack(column) for column in zip(*pairs, strict=True))
+    assert singly.count == len(pairs) == 6 + 3 * 3
+    assert singly.distance == pytest.approx(float((1 - torch.cosine_similarity(latents, targets)).mean()), abs=1e-4)
+    assert singly.distance_control == pytest.approx(
+        float((1 - torch.cosine_similarity(control, targets)).mean()), abs=1e-4
+    )
+    assert singly.ranks == pytest.approx((effective_rank(latents), effective_rank(targets)), rel=1e-3)
 
 
 def test_what_replaces_latents_is_what_the_model_is_fed() -> None:
@@ -143,14 +160,14 @@ def test_a_predicted_embedding_learned_by_heart_finds_its_own_target() -> None:
     found = latent_evidence(trained("pearl", lambda_=5.0), rows())
     assert found.accuracy is None
     assert found.retrieval[2].embedding.value > 0.9
-    assert found.distance < 0.1
-    assert found.distance < found.distance_control
+    assert found.embeddings.distance < min(0.1, found.embeddings.distance_control)
+    assert found.latents is None
 
 
 def test_what_is_fed_instead_of_latents() -> None:
     torch.manual_seed(0)
     made = [torch.randn(3, 4) + 5, torch.randn(2, 4) - 5, torch.zeros(0, 4)]
-    changes = dict(_changes([Decoded("", latents, 0, 0) for latents in made]))
+    changes = dict(_changes([Decoded("", latents, (len(latents),), 0, 0) for latents in made]))
     every = torch.cat(made)
     rows, which = [0, 1, 2, 1], [0, 1, 0, 2]
     fed = {name: change.starting_at(0)(torch.empty(4, 4), rows, which) for name, change in changes.items()}
@@ -162,7 +179,7 @@ def test_what_is_fed_instead_of_latents() -> None:
     assert torch.equal(later, torch.stack([mean, made[0][1]]))
     noise = changes["noise"].starting_at(0)
     assert torch.equal(fed["noise"], noise(torch.empty(4, 4), rows, which))  # the same in every run
-    many = dict(_changes([Decoded("", every.repeat(400, 1), 0, 0)]))["noise"].instead[0]
+    many = dict(_changes([Decoded("", every.repeat(400, 1), (2000,), 0, 0)]))["noise"].instead[0]
     assert torch.allclose(many.mean(0), mean, atol=0.5)
     assert torch.allclose(many.std(0), every.repeat(400, 1).std(0), rtol=0.1)
 

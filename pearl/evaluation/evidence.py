@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pearl.evaluation.latents import Evidence
+from pearl.evaluation.latents import Compared, Evidence
 from pearl.evaluation.statistics import Estimate
 from pearl.files import whole_file
 
@@ -32,7 +32,7 @@ def markdown(found: Sequence[Evidence]) -> str:
 
 
 def _section(one: Evidence) -> list[str]:
-    lines = [f"## {one.model} ({one.objective}, {one.questions} trajectories, {one.judged} embeddings)", ""]
+    lines = [f"## {one.model} ({one.objective}, {one.questions} trajectories, {one.embeddings.count} embeddings)", ""]
     lines += [f"Left out: {count}: {reason}." for reason, count in one.left_out.items()]
     lines += [""] * bool(one.left_out)
     lines += ["| its own target among | embedding | control | chance |", "|---|---|---|---|"]
@@ -40,9 +40,10 @@ def _section(one: Evidence) -> list[str]:
         f"| {count} | {_shown(found.embedding)} | {_shown(found.control)} | {found.chance:.3f} |"
         for count, found in one.retrieval.items()
     ]
-    apart = f"Distance from the target {one.distance:.3f} (control {one.distance_control:.3f})"
-    rank = f"effective rank {one.ranks[0]:.1f} (targets {one.ranks[1]:.1f})"
-    lines += ["", f"{apart}; {rank}; spread {one.spreads[0]:.3f} (targets {one.spreads[1]:.3f}).", ""]
+    lines += ["", "| | | distance from the target | control | effective rank | targets | spread | targets |"]
+    lines += ["|---|---|---|---|---|---|---|---|", _compared("embeddings", one.embeddings)]
+    lines += [_compared("latents, one by one", one.latents)] if one.latents else []
+    lines += [""]
     if (read := one.answers) is not None:
         lines += [f"| the answer, read from {read.judged} of them | embedding | control | target | chance |"]
         lines += ["|---|---|---|---|---|"]
@@ -55,6 +56,12 @@ def _section(one: Evidence) -> list[str]:
     lines += ["", "| latents in a run | accuracy |", "|---|---|"]
     lines += [f"| {quota} | {_shown(accuracy)} |" for quota, accuracy in one.by_quota.items()]
     return [*lines, ""]
+
+
+def _compared(name: str, one: Compared) -> str:
+    ranks = " | ".join(f"{rank:.1f}" for rank in one.ranks)
+    spreads = " | ".join(f"{spread:.3f}" for spread in one.spreads)
+    return f"| {name} | {one.count} | {one.distance:.3f} | {one.distance_control:.3f} | {ranks} | {spreads} |"
 
 
 def _shown(one: Estimate) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -55,32 +55,56 @@ class Replaced:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Embeddings beside their targets.
+
+    Attributes:
+        count: How many.
+        distance: Mean 1 − cosine between embedding and target; `distance_control`: between control and target.
+        ranks: Effective rank of embeddings and targets; `spreads`: their mean cosine distance from each other.
+    """
+
+    count: int
+    distance: float
+    distance_control: float
+    ranks: tuple[float, float]
+    spreads: tuple[float, float]
+
+    @classmethod
+    def of(cls, embeddings: Tensor, targets: Tensor, control: Tensor) -> Self:
+        """(N, H) each."""
+        return cls(
+            len(embeddings),
+            float((1 - F.cosine_similarity(embeddings, targets)).mean()),
+            float((1 - F.cosine_similarity(control, targets)).mean()),
+            (effective_rank(embeddings), effective_rank(targets)),
+            (spread(embeddings), spread(targets)),
+        )
+
+
+@dataclass(frozen=True)
 class Evidence:
     """
     Attributes:
         questions: How many were asked; `left_out`: how many could not be, by reason.
-        judged: Of how many embeddings the figures below are: an answer's mean latent, where it made any, or what
-            `pearl` predicted.
+        embeddings: One an answer, its mean latent, where it made any; or what `pearl` predicted.
+        retrieval: Of these, by the number of candidates.
+        answers: What can be read from these; None where no two trajectories have the same answer.
+        latents: One by one, each beside what training would have fed in the same place of the same run; latents in
+            places that training would not have had are left out. None for `pearl`.
         accuracy: Through the model's own latents; None for `pearl`, which makes none.
         replaced: By what latents were replaced with.
         by_quota: Accuracy by the number of latents in a run.
-        retrieval: By the number of candidates.
-        answers: What can be read from them; None where no two trajectories have the same answer.
-        distance: Mean 1 − cosine between embedding and target; `distance_control`: between control and target.
-        ranks: Effective rank of embeddings and targets; `spreads`: their mean cosine distance from each other.
     """
 
     model: str
     objective: str
     questions: int
     left_out: dict[str, int]
-    judged: int
-    distance: float
-    distance_control: float
-    ranks: tuple[float, float]
-    spreads: tuple[float, float]
+    embeddings: Compared
     retrieval: dict[int, Found]
     answers: Read | None = None
+    latents: Compared | None = None
     accuracy: Estimate | None = None
     replaced: dict[str, Replaced] = field(default_factory=dict)
     by_quota: dict[int, Estimate] = field(default_factory=dict)
@@ -119,13 +143,13 @@ def latent_evidence(
     with tqdm(total=RUNS * len(usable), desc=subject.name, unit="answer", disable=not progress) as bar:
         trial = _Trial(decoder, questions, batch_size, max_new_tokens, bar)
         plain = trial.run()
-        judged = _made(decoder, losses, [example for _, example in usable], plain)
+        judged, singly = _made(decoder, losses, [example for _, example in usable], plain)
         found = _evidence(subject, objective, usable, left_out, judged)
         replaced = {name: trial.compared(plain, trial.run(change)) for name, change in _changes(plain)}
         runs = {quota: trial.run(quota=quota) for quota in QUOTAS}
     replaced["removed"] = trial.compared(plain, runs[0])
     by_quota = {quota: trial.accuracy(one) for quota, one in runs.items()}
-    return replace(found, accuracy=trial.accuracy(plain), replaced=replaced, by_quota=by_quota)
+    return replace(found, latents=singly, accuracy=trial.accuracy(plain), replaced=replaced, by_quota=by_quota)
 
 
 def _usable(
@@ -227,18 +251,23 @@ class _Judged:
         if len(set(self.owners)) < 2:
             raise NoLatents("fewer than two trajectories gave a latent: nothing can be told from them")
 
-    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        embeddings, targets, control = (torch.stack(column).float().cpu() for column in zip(*self.rows, strict=True))
-        return embeddings, targets, control
+
+def _columns(rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, H) each."""
+    embeddings, targets, control = (torch.stack(column).float().cpu() for column in zip(*rows, strict=True))
+    return embeddings, targets, control
 
 
 @enough_memory("a single trajectory")
 @torch.no_grad()
-def _made(decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]) -> _Judged:
+def _made(
+    decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]
+) -> tuple[_Judged, Compared]:
     """The mean latent of each answer, that of the latents that the objective would have fed (from the tool's output),
-    and, as control, the mean of the whole image's visual tokens."""
+    and, as control, the mean of the whole image's visual tokens; and the same of the latents one by one."""
     learner = decoder.insides.learner(losses)
     rows, owners = list[tuple[Tensor, Tensor, Tensor]](), list[int]()
+    single = list[tuple[Tensor, Tensor, Tensor]]()
     for owner, (example, one) in enumerate(zip(examples, plain, strict=True)):
         if not len(one.latents):
             continue
@@ -248,7 +277,10 @@ def _made(decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], p
         whole = image[: example.images[0].num_tokens]
         rows.append((one.latents.float().mean(0), oracle.float().mean(0), whole.float().mean(0)))
         owners.append(owner)
-    return _Judged(rows, owners)
+        planned = [len(latent.groups) for latent in example.views["latent"].latents]
+        for made, fed in zip(one.latents.split(one.runs), oracle.split(planned), strict=False):
+            single += [(latent, target, rows[-1][2]) for latent, target in zip(made, fed, strict=False)]
+    return _Judged(rows, owners), Compared.of(*_columns(single))
 
 
 @enough_memory("a single trajectory")
@@ -279,18 +311,14 @@ def _evidence(
     left_out: dict[str, int],
     judged: _Judged,
 ) -> Evidence:
-    embeddings, targets, control = judged.columns()
+    embeddings, targets, control = _columns(judged.rows)
     asked = [usable[owner][0] for owner in judged.owners]
     return Evidence(
         model=subject.name,
         objective=objective.name,
         questions=len(usable),
         left_out=left_out,
-        judged=len(embeddings),
-        distance=float((1 - F.cosine_similarity(embeddings, targets)).mean()),
-        distance_control=float((1 - F.cosine_similarity(control, targets)).mean()),
-        ranks=(effective_rank(embeddings), effective_rank(targets)),
-        spreads=(spread(embeddings), spread(targets)),
+        embeddings=Compared.of(embeddings, targets, control),
         retrieval=found_among(embeddings, control, targets, asked),
         answers=read_answers(embeddings, control, targets, asked),
     )  # fmt: skip

@@ -39,23 +39,25 @@ class Decoded:
 
     Attributes:
         text: Without special tokens.
-        latents: (L, H) as the model made them, before any change.
+        latents: (L, H) as the model made them, before any change; `runs`: how many in each run.
         new_tokens: Latents included.
     """
 
     text: str
     latents: Tensor
+    runs: tuple[int, ...]
     prompt_tokens: int
     new_tokens: int
 
 
 @dataclass
 class _Answer:
-    """One row's state: what it said, its latents, how many of the present run; None outside of one."""
+    """One row's state: what it said, its latents, how many in each run, and whether it is inside of one."""
 
     ids: list[int] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
-    run: int | None = None
+    runs: list[int] = field(default_factory=list)
+    inside: bool = False
     done: bool = False
 
 
@@ -124,6 +126,7 @@ class LatentDecoder:
             Decoded(
                 decode([i for i in answer.ids if i != self.latent], skip_special_tokens=True).strip(),
                 torch.stack(answer.latents) if answer.latents else walk.state.new_zeros(0, walk.state.shape[-1]),
+                tuple(answer.runs),
                 len(example.views["prompt"]),
                 len(answer.ids),
             )
@@ -138,18 +141,19 @@ class LatentDecoder:
         for row, (answer, word) in enumerate(zip(answers, words, strict=True)):
             if answer.done:
                 continue
-            if answer.run is not None and answer.run < self.quota and not (self.closing and word == self.closed):
+            if answer.inside and answer.runs[-1] < self.quota and not (self.closing and word == self.closed):
                 answer.latents.append(made[row])
-                answer.run += 1
+                answer.runs[-1] += 1
                 answer.ids.append(self.latent)
                 thinking.append(row)
                 continue
-            if answer.run is not None:
-                word, answer.run = self.closed, None
+            if answer.inside:
+                word, answer.inside = self.closed, False
             answer.ids.append(word)
             answer.done = word in self.ends
             if word == self.opening:
-                answer.run = 0
+                answer.runs.append(0)
+                answer.inside = True
         last = torch.tensor([answer.ids[-1] for answer in answers], device=state.device)
         fed: Tensor = self.subject.model.get_input_embeddings()(last)
         if thinking:
