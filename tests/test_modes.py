@@ -6,6 +6,7 @@ In the tests of tool use the model's words are scripted; its processor, its chat
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import sys
@@ -23,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pearl
 from pearl.errors import PearlError
 from pearl.evaluation.calls import CLOSE, OPEN
 from pearl.evaluation.modes import Direct, ToolUse
@@ -32,12 +34,13 @@ from pearl.evaluation.records import Question
 from pearl.evaluation.subject import Conversation, Refused, Said, Subject, SubjectError
 from pearl.images import Picture, decode, encode
 from pearl.records import EncodedImage
-from pearl.tools import parse_arguments
+from pearl.tools import parse_arguments, tool_names
 from pearl.tools.crop import Crop
 from pearl.trainer.conversation import load_template
 from pearl.trainer.models import ModelError
 from pearl.trainer.publish import Training
 from tests.plain import picture
+from tests.test_tools import save_owlv2
 from tests.tiny_vlms import FAMILIES, build_tiny_vlm
 
 torch.set_num_threads(1)
@@ -555,7 +558,9 @@ def test_a_real_random_model_goes_through(family: str) -> None:
 
 # hostile models
 
-_WRITES: list[str] = []
+_TOUCHED: list[str] = []
+_OWN = tuple({sys.prefix, sys.base_prefix, "/proc", "/sys", str(Path(pearl.__file__).parent)})
+"""Where modules lie that are imported late; and what a process asks of its machine."""
 _watching = False
 
 
@@ -563,14 +568,15 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if not _watching:
         return
     if event == "open":
-        _, mode, flags = arguments
-        if (isinstance(mode, str) and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & 0o3):
-            _WRITES.append(f"open {arguments}")
+        path, mode, flags = arguments
+        writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & 0o3)
+        if writes or not (isinstance(path, int) or os.path.realpath(path).startswith(_OWN)):
+            _TOUCHED.append(f"open {arguments}")
     elif event.split(".")[0] in ("subprocess", "shutil", "socket") or event in (
         "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.system", "os.exec", "os.fork", "os.chmod", "os.link",
         "os.symlink", "os.truncate", "os.posix_spawn",
     ):  # fmt: skip
-        _WRITES.append(f"{event} {arguments!r:.200}")
+        _TOUCHED.append(f"{event} {arguments!r:.200}")
 
 
 sys.addaudithook(_audit)
@@ -578,15 +584,15 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def nothing_touched() -> Iterator[None]:
-    """Fails when this process wrote, ran or connected to anything meanwhile."""
+    """Fails when this process wrote, ran or connected to anything meanwhile, or read another file than its own."""
     global _watching
-    _WRITES.clear()
+    _TOUCHED.clear()
     _watching = True
     try:
         yield
     finally:
         _watching = False
-    assert _WRITES == []
+    assert _TOUCHED == []
 
 
 def hostile(generator: random.Random) -> str:
@@ -600,7 +606,7 @@ def hostile(generator: random.Random) -> str:
     valid: list[tuple[str, dict[str, Any]]] = [
         ("crop", {"box": BOX}), ("zoom", {"box": BOX, "factor": 8}), ("rotate", {"degrees": 45}), ("edges", {}),
         ("mark", {"points": [[0.5, 0.5]]}), ("highlight", {"boxes": [BOX]}), ("flip", {"direction": "horizontal"}),
-        ("depth", {}),
+        ("depth", {}), ("ocr", {"box": BOX}), ("segment", {"box": BOX}), ("detect", {"labels": ["cup"]}),
     ]  # fmt: skip
     name, known = generator.choice(valid)
     arguments = dict(known)
@@ -632,23 +638,26 @@ def hostile(generator: random.Random) -> str:
 def test_a_thousand_hostile_turns_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = random.Random(0)
     scripts = [[hostile(generator), hostile(generator), "A", "A"] for _ in range(1000)]
-    mode = ToolUse(
-        ["crop", "zoom", "depth", "rotate", "mark", "highlight", "flip", "edges"], prompt="none", max_calls=3
-    )
+    detector, here = tmp_path / "owlv2", tmp_path / "here"
+    detector.mkdir()
+    here.mkdir()
+    save_owlv2(detector)
+    mode = ToolUse(tool_names(), {"detect": {"model": str(detector)}}, prompt="none", max_calls=3)
     subject = Scripted(tiny("qwen2_5_vl"), scripts, every=15)
-    warm = Scripted(tiny("qwen2_5_vl"), [[call(tool) for tool in ("crop", "zoom", "depth", "flip")] + ["A"]])
-    mode.answer(warm, numbered(1))
+    of_models = [call("depth", image=0), call("ocr"), call("detect", labels=["cup"])]
+    mode.answer(Scripted(tiny("qwen2_5_vl"), [[one, "A"] for one in of_models]), numbered(len(of_models)))
     questions = numbered(1000)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(here)
     with nothing_touched():
         replies = [
             reply for start in range(0, 1000, 20) for reply in mode.answer(subject, questions[start : start + 20])
         ]
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []
     made = [one for reply in replies for one in reply.calls]
     kinds = {one.fault for one in made}
     assert kinds >= {"", "malformed", "several calls", "unknown tool", "bad arguments", "refused", "too long"}
-    assert sum(one.fault == "" for one in made) > 100
+    ran = {one.tool for one in made if one.fault == "" or "no object stands out" in one.observation}  # in noise
+    assert ran == {*tool_names()}
     for one in made:
         json.loads(one.arguments, parse_constant=pytest.fail)
         one.observation.encode()
