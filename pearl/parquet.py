@@ -28,7 +28,8 @@ ROWS_PER_GROUP = 64
 BYTES_PER_GROUP = 64_000_000
 """Large images end a row group before it has all its rows."""
 MAX_NESTING = 64
-_SHARD = re.compile(r"(\w+)-(\d+)-of-(\d{1,6})\.parquet")
+SHARD_NAME = re.compile(r"(\w+)-(\d+)-of-(\d{1,6})\.parquet")
+"""The split, the shard's number and how many there are: `train-00000-of-00003.parquet`."""
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _STEP = pa.struct(
@@ -138,7 +139,7 @@ def from_row(row: Mapping[str, Any]) -> Trajectory:
         skill=row["skill"] or "",
         source=row["source"] or "",
         license=row["license"] or "",
-        seed=row["seed"],
+        seed=row["seed"] or 0,
     )
 
 
@@ -253,7 +254,8 @@ def concatenate(files: Sequence[Path], path: Path, made_by: Mapping[str, Any] | 
 
 
 def resolve(data: str | Path) -> list[Path]:
-    """The Parquet files of a file, a folder, a glob or a Hub dataset id (`org/name`, downloaded), in order.
+    """The Parquet files of a file, a folder, a glob or a Hub dataset id (`org/name`, downloaded), in order. Folders that
+    are named so, as Spark does, are none.
 
     Raises:
         DataError: when there are none.
@@ -265,6 +267,7 @@ def resolve(data: str | Path) -> list[Path]:
         files = sorted(p for p in path.rglob("*.parquet") if not _hidden(p.relative_to(path)) and not _of_run(p, path))
     else:
         files = sorted(Path(match) for match in glob(str(data), recursive=True))
+    files = [file for file in files if not file.is_dir()]
     if files:
         return files
     if not path.exists() and str(data).count("/") == 1 and not str(data).endswith(".parquet"):
@@ -280,7 +283,7 @@ def resolve_split(data: str | Path) -> list[Path]:
     """
     place, wanted = place_and_split(data)
     files = resolve(place)
-    splits = {file: found[1] if (found := _SHARD.fullmatch(file.name)) else "" for file in files}
+    splits = {file: found[1] if (found := SHARD_NAME.fullmatch(file.name)) else "" for file in files}
     names = sorted(set(splits.values()))
     if not wanted and len(names) > 1:
         raise DataError(
@@ -294,16 +297,17 @@ def resolve_split(data: str | Path) -> list[Path]:
 
 
 def missing_shards(files: Iterable[Path]) -> list[str]:
-    """Names of the shards that the names of others beside them promise (`train-00000-of-00003.parquet`)."""
+    """The shards that the names of these promise (`train-00000-of-00003.parquet`) and that do not lie beside them."""
     there = defaultdict[tuple[Path, str, str], set[int]](set)
     for file in files:
-        if found := _SHARD.fullmatch(file.name):
+        if found := SHARD_NAME.fullmatch(file.name):
             there[file.parent, found[1], found[3]].add(int(found[2]))
-    return [
-        str(folder / f"{name}-{number:0{len(total)}}-of-{total}.parquet")
+    promised = (
+        folder / f"{name}-{number:0{len(total)}}-of-{total}.parquet"
         for (folder, name, total), numbers in there.items()
         for number in sorted(set(range(int(total))) - numbers)
-    ]
+    )
+    return [str(shard) for shard in promised if not shard.exists()]
 
 
 def place_and_split(data: str | Path) -> tuple[str, str]:
@@ -326,13 +330,18 @@ def _of_run(file: Path, root: Path) -> bool:
 
 def _download(repo: str) -> list[Path]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = snapshot_download(repo, repo_type="dataset", allow_patterns="*.parquet")
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise DataError(f"{repo} is no local path, and the Hub does not give it: {error}") from error
-    return sorted(Path(folder).rglob("*.parquet"))
+    return sorted(file for file in Path(folder).rglob("*.parquet") if not file.is_dir())
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -358,6 +367,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     if not file.schema_arrow.equals(_COLUMNS, check_metadata=False):
         raise DataError(f"{path} claims schema version {version}, but its columns differ from that schema")
     return file
+
+
+def holds_trajectories(path: Path) -> bool:
+    """Whether a file was written as one of trajectories, of whatever schema version."""
+    try:
+        return read_metadata(pq.read_schema(path)) is not None
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 def read_metadata(file_schema: pa.Schema) -> dict[str, Any] | None:

@@ -534,4 +534,4 @@ def test_the_command_annotates_a_folder(tmp_path: Path) -> None:
     assert {t.source for t in kept} == {"folder:annotated-by-detect+ocr"}
     assert CliRunner().invoke(app, [*run, *flags[:-1], "0.1", "--detect-model", detector]).exit_code != 0
     with pytest.raises(ToolUnavailable, match="--detect-model"):
-        CliRunner().invoke(app, [*run, *flags], catch_exceptions=False)
+        CliRunner().invoke(app, [*run[:-1], str(tmp_path / "other.parquet"), *flags], catch_exceptions=False)

@@ -14,20 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pearl.evaluation.calls import (
-    CLOSE,
-    MAX_CALL,
-    MAX_DEPTH,
-    MAX_ERROR,
-    OPEN,
-    Fault,
-    read_call,
-    read_turn,
-    run_calls,
-)
+from pearl.evaluation.calls import MAX_ERROR, run_calls
 from pearl.images import Picture
 from pearl.records import ToolCall
 from pearl.tools import Toolbox
+from pearl.tools.calls import CLOSE, MAX_CALL, MAX_DEPTH, OPEN, Fault, read_call, read_turn
 from pearl.tools.crop import Crop
 
 BOX = [0.25, 0.25, 0.75, 0.75]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pearl.cli.eval import app as eval_app
 from pearl.cli.gen import app
+from pearl.parquet import write_trajectories
+from tests.plain import trajectories
 
 runner = CliRunner()
 
@@ -49,11 +52,48 @@ def test_a_run_from_flag_to_page(tmp_path: Path) -> None:
     assert "needs depth" in runner.invoke(app, ["inspect", out]).output
     page = tmp_path / "page.html"
     assert runner.invoke(app, ["view", out, "--out", str(page)]).exit_code == 0
-    before = Path(out).read_bytes()
-    for command in (["view", out, "--out", out], ["stats", out, "--out", out], ["stats", out, "--markdown", out]):
-        assert "is a file of trajectories" in " ".join(runner.invoke(app, command).output.replace("│", " ").split())
-    assert Path(out).read_bytes() == before
     assert "mission patch" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "command", [["view", "--out"], ["stats", "--out"], ["stats", "--markdown"], ["dedup", "--out", "new", "--report"]]
+)
+def test_pages_and_reports_are_not_written_over_trajectories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_trajectories(Path("d.parquet"), [])
+    Path("plain").write_bytes(Path("d.parquet").read_bytes())
+    for place, said in (
+        ("d.parquet", "d.parquet ends in .parquet: that is for trajectories; a page or report goes elsewhere"),
+        ("new.parquet", "new.parquet ends in .parquet"),
+        ("plain", "plain is a Parquet file: a page or report goes elsewhere"),
+    ):
+        refused = runner.invoke(app, [command[0], "d.parquet", *command[1:], place])
+        assert refused.exit_code == 2
+        assert said in " ".join(refused.output.replace("│", " ").split())
+    assert Path("plain").read_bytes() == Path("d.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.parquet", "plain"]
+
+
+def test_a_report_of_duplicates_does_not_take_the_place_of_what_is_kept(tmp_path: Path) -> None:
+    data, out = tmp_path / "d.parquet", tmp_path / "kept"
+    write_trajectories(data, trajectories()[:1])
+    refused = runner.invoke(app, ["dedup", str(data), "--out", str(out), "--report", f"{tmp_path}/./kept"])
+    assert refused.exit_code == 2
+    assert "cannot be both --out and --report" in " ".join(refused.output.replace("│", " ").split())
+    assert not out.exists()
+
+
+def test_gains_are_not_written_over_trajectories(tmp_path: Path) -> None:
+    """It is said before a model is looked for."""
+    data = tmp_path / "d.parquet"
+    write_trajectories(data, trajectories()[:1])
+    before = data.read_bytes()
+    refused = runner.invoke(eval_app, ["gain", str(data), "--out", str(data), "--model", "nowhere/at/all"])
+    assert refused.exit_code == 1
+    assert f"error: {data} is a file of trajectories: choose another --out" in refused.output
+    assert data.read_bytes() == before
 
 
 def test_dry_run_shows_a_trajectory_and_writes_nothing(tmp_path: Path) -> None:

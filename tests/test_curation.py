@@ -113,6 +113,21 @@ def test_filter_by_gain_with_reasons_and_rows_untouched(tmp_path: Path) -> None:
     assert (found.kept, found.dropped) == (1, {"gain not measured": 11})
 
 
+def test_filter_by_one_gain_does_not_ask_for_the_other(tmp_path: Path) -> None:
+    data, out, gains = data_file(tmp_path, rows()[:4]), tmp_path / "out.parquet", tmp_path / "gains.parquet"
+    log_odds = [(9.0, math.nan), (math.inf, 9.0), (1.0, 9.0), (math.nan, 9.0)]
+    measured = [
+        {"id": row.id, "gain": gain, "image_gain": of_image}
+        for row, (gain, of_image) in zip(rows(), log_odds, strict=False)
+    ]
+    pq.write_table(pa.Table.from_pylist(measured), gains)
+    names = [row.id for row in rows()]
+    assert kept(data, out, gains=str(gains), min_gain=2) == names[:2]
+    assert kept(data, out, gains=str(gains), min_image_gain=2) == names[1:4]
+    found = filter_data(data, out, Filter(gains=str(gains), min_gain=0, min_image_gain=0))
+    assert (found.kept, found.dropped) == (2, {"gain not measured": 2})
+
+
 def test_filter_by_size(tmp_path: Path) -> None:
     sizes = [(40, 30), (30, 40), (100, 50), (50, 100)]
     data = [replace(trajectory(image=picture(n, *size)), id=f"{size[0]}x{size[1]}") for n, size in enumerate(sizes)]
@@ -340,6 +355,16 @@ def test_dedup_keeps_other_answers_unless_the_image_is_the_very_same(tmp_path: P
     data = written(tmp_path, [one, near, replace(near, id="third", answer="other")], "b.parquet")
     found = dedup_data([data], tmp_path / "chain.parquet", Dedup())
     assert [(left.id, left.of) for left in found.left_out] == [("near", one.id), ("third", one.id)]
+
+
+def test_dedup_against_a_test_set_leaves_none_of_its_questions_whatever_the_answer(tmp_path: Path) -> None:
+    test, other = made(2)
+    near = replace(test, id="near", image=encoded(drawing(0), quality=40), answer="Left.")
+    asks = replace(near, id="asks", question="Is there anything else?")
+    against, data = written(tmp_path, [test], "test.parquet"), written(tmp_path, [near, asks, other], "train.parquet")
+    found = dedup_data([data], tmp_path / "out.parquet", Dedup(), [against])
+    assert [(left.id, left.of) for left in found.left_out] == [("near", test.id)]
+    assert list(read_trajectories(tmp_path / "out.parquet")) == [asks, other]
 
 
 # decontamination

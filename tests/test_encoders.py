@@ -17,10 +17,10 @@ from pearl.evaluation.subject import Subject
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.conversation import Conversation, load_template
 from pearl.trainer.learner import Learner
+from pearl.trainer.model_folder import OBJECTIVE_WEIGHTS
 from pearl.trainer.objectives.encoders import EncoderError, FrozenEncoder, pixels, preprocessing, stack_pixels
 from pearl.trainer.objectives.pearl import Pearl
 from pearl.trainer.packing import Packer
-from pearl.trainer.publish import OBJECTIVE_WEIGHTS
 from pearl.trainer.train import train
 from tests.plain import picture, step, tiny, trajectory
 from tests.runs import config, data_file, encoder, logged, model, rows
@@ -93,6 +93,12 @@ def test_an_encoder_of_timm() -> None:
     assert preprocessing("timm:resnet10t.c3_in1k")[0] == 176
     encoder = FrozenEncoder("timm:resnet10t", pretrained=False)
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 512) == (1, encoder.width)
+
+
+def test_a_damaged_folder_of_timm(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EncoderError, match="timm has no such model: 'architecture'"):
+        preprocessing(f"timm:local-dir:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["timm:no_such_model", "/no/such/folder"])

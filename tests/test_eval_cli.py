@@ -212,7 +212,7 @@ def test_latents_and_gain(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "run", max_steps=2)
     ended = pearl_eval("latents", tmp_path / "run" / "model", "--data", data, "--out", tmp_path / "evidence")
     assert ended.exit_code == 0, ended.output
-    assert "Distance from the target" in ended.output
+    assert "| distance from the target |" in ended.output
     gains = tmp_path / "gain.parquet"
     ended = pearl_eval("gain", data, "--model", model(), "--out", gains)
     assert ended.exit_code == 0, ended.output

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from pearl.errors import PearlError
 from pearl.evaluation.benchmarks.trajectories import question_of
-from pearl.evaluation.embeddings import _left_out, answers_read, read_answers, retrieval_among
-from pearl.evaluation.evidence import markdown, write_evidence
+from pearl.evaluation.embeddings import _left_out, measure_probe, probe_accuracy, retrieval_rates
 from pearl.evaluation.gain import (
     Gain,
     GainError,
@@ -31,9 +30,10 @@ from pearl.evaluation.gain import (
     write_gains,
 )
 from pearl.evaluation.insides import objective_of
-from pearl.evaluation.latents import _Change, _changes, _made, _Trial, latent_evidence
+from pearl.evaluation.latents import Compared, _Change, _changes, _columns, _made, _Trial, latent_evidence
+from pearl.evaluation.latents_report import markdown, write_evidence
 from pearl.evaluation.modes.latent import Decoded, LatentDecoder
-from pearl.evaluation.subject import Subject
+from pearl.evaluation.subject import Subject, SubjectError
 from pearl.records import EncodedImage, Trajectory
 from pearl.trainer.conversation import Conversation, load_template
 from pearl.trainer.objectives.lvr import visual_tokens
@@ -98,7 +98,8 @@ def test_embeddings_are_held_against_what_the_tool_showed_and_the_whole_image(ob
     examples = [kind.example(one, [encoder.image(i) for i in one.images], encoder) for one in conversations]
     torch.manual_seed(0)
     said = [Decoded("", torch.randn(4, HIDDEN), (1, 3), 0, 0) for _ in examples]
-    judged, singly = _made(decoder, losses, examples, said)
+    judged, single = _made(decoder, losses, examples, said)
+    singly = Compared.of(*_columns(single))
     assert list(judged.owners) == list(range(6))
     pairs = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()
     for number, (example, found) in enumerate(zip(examples, judged.rows, strict=True)):
@@ -217,18 +218,18 @@ def test_evidence_becomes_files(tmp_path: Path) -> None:
 def test_retrieval_of_what_is_known() -> None:
     generator = torch.Generator().manual_seed(0)
     asked, targets = answered(200), torch.randn(200, 16, generator=generator)
-    assert retrieval_among(targets, targets, asked, 128).tolist() == [1] * 200
-    assert retrieval_among(targets + 5, targets, asked, 128).min() == 1  # what all share says nothing
+    assert retrieval_rates(targets, targets, asked, 128).tolist() == [1] * 200
+    assert retrieval_rates(targets + 5, targets, asked, 128).min() == 1  # what all share says nothing
     noise = torch.randn(200, 16, generator=generator)
-    assert retrieval_among(noise, targets, asked, 2).mean() == pytest.approx(0.5, abs=0.05)
-    assert retrieval_among(noise, targets, asked, 16).mean() == pytest.approx(1 / 16, abs=0.03)
+    assert retrieval_rates(noise, targets, asked, 2).mean() == pytest.approx(0.5, abs=0.05)
+    assert retrieval_rates(noise, targets, asked, 16).mean() == pytest.approx(1 / 16, abs=0.03)
 
 
 def test_chance_is_what_it_says() -> None:
     """Of embeddings that know nothing, among all targets one finds its own: 128 drawn from 129 are nearly all."""
     generator = torch.Generator().manual_seed(0)
     found = [
-        retrieval_among(torch.randn(129, 8, generator=generator), torch.randn(129, 8, generator=generator), answered(129), 128)
+        retrieval_rates(torch.randn(129, 8, generator=generator), torch.randn(129, 8, generator=generator), answered(129), 128)
         for _ in range(100)
     ]  # fmt: skip
     assert np.mean(found) == pytest.approx(1 / 128, rel=0.25)
@@ -238,7 +239,7 @@ def test_other_embeddings_of_a_trajectory_are_no_candidates() -> None:
     """Two alike of each trajectory: each finds a target of its trajectory, but which of the two cannot be known."""
     asked = [one for one in answered(50) for _ in range(2)]
     embeddings = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
-    assert retrieval_among(embeddings, embeddings, asked, 2).tolist() == [1] * 50
+    assert retrieval_rates(embeddings, embeddings, asked, 2).tolist() == [1] * 50
 
 
 def answered(count: int, choices: str = "abc", skill: str = "colour") -> list[Trajectory]:
@@ -254,8 +255,8 @@ def test_answers_read_from_what_holds_them() -> None:
     asked = answered(300)
     noise = torch.randn(300, 16, generator=generator)
     holding = noise + 20 * torch.eye(16)[torch.arange(300) % 3]
-    assert answers_read(holding + 100, asked).all()  # what all share says nothing
-    found = read_answers(holding, noise, holding, asked)
+    assert probe_accuracy(holding + 100, asked).all()  # what all share says nothing
+    found = measure_probe(holding, noise, holding, asked)
     assert found is not None
     assert found.judged == 300
     assert found.chance == pytest.approx(1 / 3)
@@ -271,7 +272,7 @@ def test_nothing_is_read_from_noise(count: int, width: int, slope: float) -> Non
     spectrum = torch.arange(1, width + 1) ** -slope
     asked, found = answered(count), list[float]()
     for _ in range(20):
-        found.append(answers_read(spectrum * torch.randn(count, width, generator=generator), asked).mean())
+        found.append(probe_accuracy(spectrum * torch.randn(count, width, generator=generator), asked).mean())
     assert np.mean(found) == pytest.approx(1 / 3, abs=0.05)
 
 
@@ -293,7 +294,7 @@ def test_the_probe_is_ridge_regression_on_the_others() -> None:
         ridge = torch.cat([embeddings[others] - mean, 0.5**0.5 * torch.eye(30).double()])
         slopes = torch.linalg.lstsq(ridge, torch.cat([truth[others] - level, torch.zeros(30, 3).double()])).solution
         torch.testing.assert_close(missed[rows], truth[rows] - level - (embeddings[rows] - mean) @ slopes)
-    assert len(answers_read(embeddings.float(), asked)) == 12
+    assert len(probe_accuracy(embeddings.float(), asked)) == 12
 
 
 def test_an_answer_is_not_read_from_its_own_trajectory() -> None:
@@ -301,16 +302,16 @@ def test_an_answer_is_not_read_from_its_own_trajectory() -> None:
     generator = torch.Generator().manual_seed(0)
     asked = [one for one in answered(300) for _ in range(2)]
     embeddings = torch.randn(300, 16, generator=generator).repeat_interleave(2, 0)
-    assert answers_read(embeddings, asked).mean() == pytest.approx(1 / 3, abs=0.08)
+    assert probe_accuracy(embeddings, asked).mean() == pytest.approx(1 / 3, abs=0.08)
 
 
 def test_answers_that_no_other_trajectory_has_are_not_read() -> None:
     asked = [*answered(6), replace(answered(1, "da")[0], id="alone")]
     noise = torch.randn(7, 4)
-    assert len(answers_read(noise, asked)) == 6
-    assert read_answers(noise[:3], noise[:3], noise[:3], answered(3)) is None
+    assert len(probe_accuracy(noise, asked)) == 6
+    assert measure_probe(noise[:3], noise[:3], noise[:3], answered(3)) is None
     other_skill = [*answered(3), *answered(3, skill="shape")]
-    assert read_answers(noise[:6], noise[:6], noise[:6], other_skill) is None
+    assert measure_probe(noise[:6], noise[:6], noise[:6], other_skill) is None
 
 
 def test_a_gain_is_what_whole_forwards_say() -> None:
@@ -378,6 +379,17 @@ def test_what_has_no_gain_is_named_and_the_rest_is_measured(tmp_path: Path) -> N
     assert (row["id"], row["tools"], row["gain"]) == (good.id, ["crop"], gains[0].gain)
 
 
+def test_too_little_memory_is_no_fault_of_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = GainMeter(Subject.load(str(model()), device="cpu"), load_template("pearl"))
+
+    def states(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(meter.learner, "states", states)
+    with pytest.raises(SubjectError, match=f"out of memory with trajectory {rows()[0].id} alone"):
+        next(measure_gains(meter, rows()))
+
+
 def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
     meter = GainMeter(Subject.load(str(model()), device="cpu"), load_template("pearl"))
     given, journal = [*rows(), replace(rows()[0], steps=())], tmp_path / "sub" / "gain.jsonl"
@@ -397,7 +409,8 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path) -> None:
     assert len(journal.read_text().splitlines()) == 1 + len(given)
     assert list(measure_gains_resumably(meter, given[:4], journal, {"model": "a"}, resume=True)) == whole[:4]
     others, edited = [given[0], *given[2:]], [given[0], replace(given[1], question="Where, then?"), *given[2:]]
-    for changed in (others, edited):
+    repainted = [given[0], replace(given[1], image=replace(given[1].image, data=given[0].image.data)), *given[2:]]
+    for changed in (others, edited, repainted):
         with pytest.raises(GainError, match=f"number 1 was {given[1].id} and is {changed[1].id} now, or what it holds"):
             list(measure_gains_resumably(meter, changed, journal, {"model": "a"}, resume=True))
 

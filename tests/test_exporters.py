@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pearl.parquet import read_trajectories, write_trajectories
 from pearl.pipelines.exporters import Exported, ExportError, bring_back, export_data, exporter_names, read_export
 from pearl.pipelines.exporters.base import ImageFolder
 from pearl.records import EncodedImage, Trajectory
+from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.conversation import template_names
 from tests.plain import conversation, inputs_of, picture, step, tiny, trajectories, trajectory
 from tests.runs import data_file, rows
@@ -150,6 +152,16 @@ def test_facts_that_were_spoilt_leave_their_row_out(name: str, value: Any, tmp_p
     assert list(read_trajectories(tmp_path / "back.parquet")) == several()[1:]
 
 
+def test_a_row_without_seed_comes_back(tmp_path: Path) -> None:
+    data = data_file(tmp_path, several())
+    table = pq.read_table(data)
+    seeds = pa.nulls(len(table), pa.int64())
+    pq.write_table(table.set_column(table.schema.names.index("seed"), table.schema.field("seed"), seeds), data)
+    export_data("openai", data, tmp_path / "out")
+    assert bring_back("openai", tmp_path / "out", tmp_path / "back.parquet") == {}
+    assert list(read_trajectories(tmp_path / "back.parquet")) == several()
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no export format 'csv'; there are: trl"):
         exported("csv", tmp_path)
@@ -208,6 +220,7 @@ def test_openai_form(tmp_path: Path) -> None:
 
 def test_trl_loads_it_and_counts_the_same_images_and_tokens(tmp_path: Path) -> None:
     """TRL's collator on `load_dataset` against the same conversations put to the processor by hand."""
+    prepare_torchvision()  # before trl imports transformers
     pytest.importorskip("trl")
     from datasets import load_dataset
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling

@@ -106,6 +106,22 @@ def test_a_finished_run_is_not_made_again_unasked(run: Path) -> None:
         generate(PHOTOS, run, LOCAL, PLAIN)
 
 
+def test_what_is_refused_anyway_is_refused_before_sources_are_hashed(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    monkeypatch.setattr("pearl.pipelines.generate.recipe", lambda _: pytest.fail("the sources were hashed"))
+    for config, out, policy, said in (
+        (PHOTOS, tmp_path / "taken", PLAIN, "is there already"),
+        (PHOTOS, run, PLAIN, "holds a finished run"),
+        (replace(PHOTOS, seed=5), run, OutputPolicy(resume=True), "made with another configuration"),
+    ):
+        with pytest.raises(RunError, match=said):
+            generate(config, out, LOCAL, policy)
+        with pytest.raises(RunError, match=said):
+            preview(config, out, policy)
+
+
 def test_resuming_a_finished_run_changes_nothing(run: Path) -> None:
     before = files(run)
     manifest = generate(PHOTOS, run, LOCAL, OutputPolicy(resume=True))

@@ -101,6 +101,11 @@ def shown(trajectory: Trajectory, step: int) -> np.ndarray:
     return decode(image.data)
 
 
+def test_a_place_may_be_called_like_a_kind_of_source(tmp_path: Path) -> None:
+    """`photos` reads no images' folder; a format does."""
+    assert config("lvr", "photos", images=tmp_path).sources == ("photos",)
+
+
 def lvr_row(path: str, boxes: list[Any], reply: str, **changes: Any) -> dict[str, Any]:
     turns = [{"from": "human", "value": "<image>\nWhat lies there?\nBe brief."}, {"from": "gpt", "value": reply}]
     return {

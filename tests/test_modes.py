@@ -26,19 +26,19 @@ from PIL import Image
 
 import pearl
 from pearl.errors import PearlError
-from pearl.evaluation.calls import CLOSE, OPEN
 from pearl.evaluation.modes import Direct, ToolUse
 from pearl.evaluation.modes.base import QuestionError, message
 from pearl.evaluation.modes.tools import NO_MORE, Prompt
 from pearl.evaluation.records import Question
-from pearl.evaluation.subject import Conversation, Refused, Said, Subject, SubjectError
+from pearl.evaluation.subject import Chat, ChatRefused, Said, Subject, SubjectError
 from pearl.images import Picture, decode, encode
 from pearl.records import EncodedImage
 from pearl.tools import parse_arguments, tool_names
+from pearl.tools.calls import CLOSE, OPEN
 from pearl.tools.crop import Crop
 from pearl.trainer.conversation import load_template
+from pearl.trainer.model_folder import Training
 from pearl.trainer.models import ModelError
-from pearl.trainer.publish import Training
 from tests.plain import picture
 from tests.test_tools import save_owlv2
 from tests.tiny_vlms import FAMILIES, build_tiny_vlm
@@ -64,17 +64,15 @@ def user(text: str, *images: EncodedImage) -> dict[str, Any]:
     return message("user", *(decode(image.data) for image in images), text)
 
 
-def talks() -> list[Conversation]:
+def talks() -> list[Chat]:
     """Of different lengths, with one to three images of different shapes, with several turns, with an opening."""
     many = [user("Look.", picture(4, 64, 48)), message("assistant", "Where?")]
     many.append(message("user", "Here.", decode(picture(5, 33, 90).data)))
     return [
-        Conversation([user("What?", picture(1))]),
-        Conversation(
-            [user("Which is nearer, the first one or the second one?", picture(2, 70, 30), picture(3, 30, 60))]
-        ),
-        Conversation(many),
-        Conversation([user("Is it?", picture(6, 90, 50))], opening="The answer is"),
+        Chat([user("What?", picture(1))]),
+        Chat([user("Which is nearer, the first one or the second one?", picture(2, 70, 30), picture(3, 30, 60))]),
+        Chat(many),
+        Chat([user("Is it?", picture(6, 90, 50))], opening="The answer is"),
     ]
 
 
@@ -178,9 +176,9 @@ def test_texts_cannot_write_images_or_turns(family: str) -> None:
     subject = tiny(family)
     tokenizer = subject.processor.tokenizer
     special = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    talk = Conversation([user("".join(special), picture(0)), message("assistant", "".join(special)), user("Now?")])
+    talk = Chat([user("".join(special), picture(0)), message("assistant", "".join(special)), user("Now?")])
     rendered = subject.render(talk)
-    plain = subject.render(Conversation([user("", picture(0)), message("assistant", ""), user("Now?")]))
+    plain = subject.render(Chat([user("", picture(0)), message("assistant", ""), user("Now?")]))
     for token in special:
         assert rendered.count(token) == plain.count(token)
     assert subject.say([talk], 1)[0].prompt_tokens > 0
@@ -188,7 +186,7 @@ def test_texts_cannot_write_images_or_turns(family: str) -> None:
 
 def test_a_conversation_without_room_for_an_answer_is_not_asked() -> None:
     subject = tiny("smolvlm")
-    long = Conversation([user("cup " * 4096, picture(0))])
+    long = Chat([user("cup " * 4096, picture(0))])
     first, between, last = subject.say([talks()[0], long, talks()[3]], 5)
     assert (between.text, between.new_tokens, between.ended) == ("", 0, "too long")
     assert between.prompt_tokens > 4096
@@ -212,8 +210,8 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_processor_refuses_is_named() -> None:
     subject = tiny("qwen2_5_vl")
     thin = np.zeros((2, 900, 3), np.uint8)
-    with pytest.raises(Refused, match="aspect ratio") as refused:
-        subject.say([talks()[0], Conversation([message("user", thin, "?")])], 5)
+    with pytest.raises(ChatRefused, match="aspect ratio") as refused:
+        subject.say([talks()[0], Chat([message("user", thin, "?")])], 5)
     assert refused.value.index == 1
     assert "aspect ratio" in subject.refusal(Image.fromarray(thin))
     assert subject.refusal(Image.fromarray(thin[:, :2])) == ""
@@ -281,7 +279,7 @@ def test_direct_is_one_turn_of_plain_decoding(family: str) -> None:
     assert [replace(reply, seconds=0) for reply in replies] == [replace(reply, seconds=0) for reply in alone]
     for asked, reply in zip(questions, replies, strict=True):
         images = [decode(image.data) for image in asked.images]
-        talk = Conversation([message("user", *images, asked.prompt)], asked.opening)
+        talk = Chat([message("user", *images, asked.prompt)], asked.opening)
         said = subject.say([talk], asked.max_new_tokens or 9)[0]
         assert (reply.said, reply.new_tokens, reply.prompt_tokens) == (said.text, said.new_tokens, said.prompt_tokens)
         assert reply.turns == (reply.said,)
@@ -315,16 +313,16 @@ class Scripted(Subject):
     ) -> None:
         super().__init__(real.model, real.processor, real.name, training)
         self.scripts, self.every = scripts, every
-        self.heard: list[list[Conversation]] = []
+        self.heard: list[list[Chat]] = []
 
-    def say(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Said]:
+    def say(self, conversations: Sequence[Chat], max_new_tokens: int) -> list[Said]:
         self.heard.append([replace(one, messages=list(one.messages)) for one in conversations])
         real = [Said("", 100, 1, "limit")] * len(conversations)
         if len(self.heard) % self.every == 0:
             real = super().say(conversations, 1)
         return [self._next(talk, said) for talk, said in zip(conversations, real, strict=True)]
 
-    def _next(self, talk: Conversation, said: Said) -> Said:
+    def _next(self, talk: Chat, said: Said) -> Said:
         if said.ended == "too long":
             return said
         words = " ".join(part["text"] for one in talk.messages for part in one["content"] if part["type"] == "text")
@@ -342,7 +340,7 @@ def numbered(count: int, **more: Any) -> list[Question]:
     return [question(picture(n, 48 + n % 40, 40), id=str(n), prompt=f"#{n}# Where?", **more) for n in range(count)]
 
 
-def texts(talk: Conversation) -> list[tuple[str, str]]:
+def texts(talk: Chat) -> list[tuple[str, str]]:
     return [(one["role"], "".join(part.get("text", "[image]") for part in one["content"])) for one in talk.messages]
 
 
@@ -492,7 +490,7 @@ def trained_with(name: str, **words: Any) -> Training:
     return Training("sft", {}, replace(load_template(name), **words))
 
 
-def announced(subject: Subject, prompt: Prompt, training: Training | None = None) -> tuple[str, Conversation]:
+def announced(subject: Subject, prompt: Prompt, training: Training | None = None) -> tuple[str, Chat]:
     scripted = Scripted(subject, [["A"]], training)
     ToolUse(["crop", "zoom"], prompt=prompt).answer(scripted, numbered(1))
     return scripted.render(scripted.heard[0][0]), scripted.heard[0][0]

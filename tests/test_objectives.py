@@ -96,7 +96,7 @@ def test_terms_and_weights(options: dict[str, Any], terms: dict[str, float]) -> 
     assert model.losses.weights == terms
     assert model(made).keys() == model.losses.counts(made).keys() == terms.keys()
     assert (model.losses.predictors is not None) == ("jepa" in terms)
-    assert (made.after is not None) == ("jepa" in terms)
+    assert (made.target_rows is not None) == ("jepa" in terms)
 
 
 @pytest.mark.parametrize("count", range(1, 9))
@@ -176,7 +176,7 @@ def test_the_target_gives_no_gradient() -> None:
     t, objective = tiny("idefics3"), Pearl(nextlat=False)
     model = learner(t, objective)
     states = model.states(batch(t, objective, trajectories()[:3]))
-    assert not states.after.requires_grad
+    assert not states.targets.requires_grad
     predicted, target = model.losses.embeddings(states)  # type: ignore[operator]
     assert predicted.requires_grad
     assert not target.requires_grad

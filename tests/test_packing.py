@@ -20,7 +20,7 @@ from pearl.trainer.learner import Learner
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.objectives.pearl import Pearl, PearlLosses
 from pearl.trainer.packing import Batch, Example, Packer, Rows
-from pearl.trainer.views import ImageInputs, View, standing
+from pearl.trainer.views import ImageInputs, View, images_of_view
 from tests import plain
 from tests.plain import Plain, Tiny, conversation, forward, tiny, trajectories
 from tests.tiny_vlms import FAMILIES
@@ -124,7 +124,7 @@ def test_every_state_is_that_of_its_view_alone(name: str) -> None:
     for view in ("full", "direct", "target"):
         expected = torch.cat([each.states for each in plain_views(name, view)])
         at = states.batch.places[view].at
-        found = states.after if view == "target" else states.main
+        found = states.targets if view == "target" else states.main
         assert len(at) == len(expected)
         assert torch.allclose(found[at[at >= 0]], expected[at >= 0], atol=1e-4), view
 
@@ -160,9 +160,11 @@ def test_each_distinct_image_goes_through_the_vision_tower_once(name: str) -> No
     expected = 0
     for example in made:
         several = len(example.views["full"].images) > 1
-        expected += sum(patches(name, image) for image in standing(example.images, example.views["source"].images))
-        if several and example.images[0].among:
-            expected += sum(patches(name, image.among or image) for image in example.images)
+        expected += sum(
+            patches(name, image) for image in images_of_view(example.images, example.views["source"].images)
+        )
+        if several and example.images[0].when_several:
+            expected += sum(patches(name, image.when_several or image) for image in example.images)
         elif several:
             expected += sum(patches(name, image) for image in example.images[1:])
     assert len(rows) == expected
@@ -186,13 +188,13 @@ def test_a_row_holds_what_views_share_once(name: str) -> None:
         made = pack(t, [example])
         full, source, target, direct = (len(example.views[n]) for n in ("full", "source", "target", "direct"))
         kept = int((made.main.tokens.branch >= 0).sum())
-        assert made.after is not None
+        assert made.target_rows is not None
         if name == "llava_onevision" and len(example.views["full"].images) > 1:  # image and question are others there
             assert kept < full + source + direct
             continue
         question = source - 4 - 4  # the predictor tokens, and at most so many that end the turn
         assert kept <= full + source + direct - 2 * question
-        assert int((made.after.tokens.branch >= 0).sum()) <= target - example.images[0].num_tokens
+        assert int((made.target_rows.tokens.branch >= 0).sum()) <= target - example.images[0].num_tokens
 
 
 # positions
@@ -204,9 +206,11 @@ def test_positions_are_the_models_own(name: str) -> None:
     for example in examples(t, Pearl(direct_weight=1), trajectories()):
         made = pack(t, [example], reuse=False)
         for view, places in made.places.items():
-            rows = made.after if view == "target" else made.main
+            rows = made.target_rows if view == "target" else made.main
             assert rows is not None
-            shown = [image.tensors["image_grid_thw"] for image in standing(example.images, example.views[view].images)]
+            shown = [
+                image.tensors["image_grid_thw"] for image in images_of_view(example.images, example.views[view].images)
+            ]
             expected, _ = t.vlm.model.get_rope_index(
                 torch.from_numpy(example.views[view].ids)[None],
                 mm_token_type_ids=torch.from_numpy(example.views[view].visual)[None].int(),
@@ -273,9 +277,9 @@ def test_a_token_sees_its_own_view_up_to_itself_and_nothing_else(
     given_examples: list[Example], layout: tuple[bool, bool]
 ) -> None:
     made = Packer(Family(), None, 0, *layout)(given_examples)
-    assert made.after is not None
-    main, after = Attention.among(made.main.tokens), made.after.tokens
-    cached = Attention.among(after, made.main.tokens.first(made.shared) if made.shared else None)
+    assert made.target_rows is not None
+    main, after = Attention.among(made.main.tokens), made.target_rows.tokens
+    cached = Attention.among(after, made.main.tokens.first(made.cached_tokens) if made.cached_tokens else None)
     assert all(kept.ndim == 2 or kept.dtype is torch.bool for kept in vars(main).values())  # T² only of bits
     assert main.allowed.any(-1).all()
     assert cached.allowed.any(-1).all()
@@ -288,8 +292,8 @@ def test_a_token_sees_its_own_view_up_to_itself_and_nothing_else(
                 continue
             before = made.places["trunk"].at[made.places["trunk"].sample == number].tolist()[: at.count(-1)]
             columns = [place % made.main.ids.shape[1] for place in before]
-            columns += [made.shared + place % made.after.ids.shape[1] for place in at[len(before) :]]
-            check(cached, made.after, at, columns, expected)
+            columns += [made.cached_tokens + place % made.target_rows.ids.shape[1] for place in at[len(before) :]]
+            check(cached, made.target_rows, at, columns, expected)
             assert at[-1] >= 0  # where the state is asked for
 
 

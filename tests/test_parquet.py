@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,9 @@ def test_shards_that_others_promise_are_missed(tmp_path: Path) -> None:
     rows, problems = validate_data(str(tmp_path))
     assert rows == 4
     assert problems == [f"{tmp_path}/train-00001-of-00003.parquet is missing"]
+    write_trajectories(tmp_path / "train-00001-of-00003.parquet", [replace(ONE, id="found")])
+    for some in ("train-00000-of-00003.parquet", "train-0000[01]*"):
+        assert validate_data(str(tmp_path / some))[1] == []
 
 
 def test_other_columns_than_the_version_says_are_refused(tmp_path: Path) -> None:
@@ -250,6 +254,12 @@ def test_resolve_finds_a_file_a_folder_and_a_glob(tmp_path: Path) -> None:
     assert resolve(str(data / "x-*.parquet")) == [first, second]
     assert resolve(str(tmp_path / "**" / "x-1.parquet")) == [second]
     assert count_rows(tmp_path / "out") == 2
+    (tmp_path / "spark.parquet").mkdir()
+    part = written(tmp_path / "spark.parquet" / "part-0.parquet")
+    assert resolve(tmp_path) == [first, second, part]
+    assert resolve(str(tmp_path / "s*" / "**")) == [part]
+    with pytest.raises(DataError, match="no Parquet file at"):
+        resolve(str(tmp_path / "*.parquet"))
 
 
 @pytest.mark.parametrize("place", ["nothing.parquet", "empty", "no*.parquet", "."])
@@ -261,8 +271,9 @@ def test_resolve_says_what_it_expected(tmp_path: Path, place: str) -> None:
 
 def test_a_hub_id_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="org/no-such-thing is no local path, and the Hub does not give it"):
-        resolve("org/no-such-thing")
+    for place in ("org/no-such-thing", "org/*"):
+        with pytest.raises(DataError, match=f"{re.escape(place)} is no local path, and the Hub does not give it"):
+            resolve(place)
 
 
 def test_concatenate_keeps_rows_order_and_schema(tmp_path: Path) -> None:
@@ -364,6 +375,13 @@ def test_texts_that_are_null_are_said(tmp_path: Path, place: tuple[str | int, ..
     pq.write_table(pa.Table.from_pylist(rows, schema()), file)
     with pytest.raises(DataError, match=said):
         list(read_trajectories(file))
+
+
+def test_facts_that_are_null_are_read_as_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    facts = ("expert", "skill", "source", "license", "seed")
+    pq.write_table(pa.Table.from_pylist([{**to_row(ONE), **dict.fromkeys(facts)}], schema()), file)
+    assert list(read_trajectories(file)) == [replace(ONE, expert="", skill="", source="", license="", seed=0)]
 
 
 def test_rows_without_steps_and_null_steps_are_reported_and_counted(tmp_path: Path) -> None:

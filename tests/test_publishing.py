@@ -396,10 +396,25 @@ def test_splits_by_the_names_of_the_files(tmp_path: Path) -> None:
     shards(tmp_path, 60, 30, "train", first=30)
     plan = make_plan(str(tmp_path))
     assert [(split.name, split.rows) for split in plan.splits] == [("train", 60), ("test", 30)]
-    assert [split.name for split in make_plan(str(tmp_path), "all").splits] == ["all"]
+    assert [split.name for split in make_plan(f"all={tmp_path}").splits] == ["all"]
     shutil.copy(next(tmp_path.rglob("test-*")), tmp_path / "clean.parquet")
-    with pytest.raises(PublishError, match=r"holds files of splits and others, such as clean\.parquet"):
+    with pytest.raises(PublishError, match=r"others, such as clean\.parquet: move them, or .*: train=DATA,test=DATA"):
         make_plan(str(tmp_path))
+    named = make_plan(f"train={tmp_path}/data/train-*,test={tmp_path}/data/test-*")
+    assert [(split.name, split.rows) for split in named.splits] == [("train", 60), ("test", 30)]
+    with pytest.raises(PublishError, match="holds the splits train, test, which --split would make one"):
+        make_plan(str(tmp_path), "train")
+
+
+def test_splits_by_names_with_numbers_of_more_digits(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test")):
+        write_trajectories(tmp_path / f"{split}-000000-of-000001.parquet", trajectories(1, number))
+    assert [(split.name, split.rows) for split in make_plan(str(tmp_path)).splits] == [("train", 1), ("test", 1)]
+
+
+def test_a_shard_that_lies_beside_its_others_may_be_pushed_alone(run: Path) -> None:
+    plan = make_plan(str(next(run.rglob("*-00001-of-*"))))
+    assert prepare(REPO, plan).plan.rows == 8
 
 
 @pytest.mark.parametrize(

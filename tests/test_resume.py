@@ -220,7 +220,7 @@ def test_other_data_cannot_go_on_with_a_run(tmp_path: Path) -> None:
             train(replace(settings, resume=True), progress=False)
 
 
-@pytest.mark.parametrize("what", ["template", "frozen weights"])
+@pytest.mark.parametrize("what", ["template", "frozen weights", "tokenizer, chat template or image sizes"])
 def test_what_changed_where_it_lies_cannot_go_on_with_a_run(what: str, tmp_path: Path) -> None:
     base, words = tmp_path / "base", tmp_path / "words.json"
     shutil.copytree(model(), base)
@@ -230,6 +230,9 @@ def test_what_changed_where_it_lies_cannot_go_on_with_a_run(what: str, tmp_path:
     train(settings, progress=False)
     if what == "template":
         words.write_text(json.dumps({**template, "direct": "It is $answer"}))
+    elif what.startswith("tokenizer"):
+        chat = base / "chat_template.jinja"
+        chat.write_text("user " + chat.read_text())
     else:
         weights = load_file(base / "model.safetensors")
         save_file(
@@ -237,6 +240,20 @@ def test_what_changed_where_it_lies_cannot_go_on_with_a_run(what: str, tmp_path:
         )
     with pytest.raises(ConfigError, match=f"had other {what}: what lies there has changed"):
         train(replace(settings, resume=True), progress=False)
+
+
+def test_what_compares_the_trajectories_of_a_forward_is_not_divided_otherwise(data: Path, tmp_path: Path) -> None:
+    settings = config(
+        data,
+        tmp_path / "out",
+        objective_options={"jepa_distance": "infonce"},
+        batch_size=4,
+        accumulation=1,
+        max_steps=1,
+    )
+    train(settings, progress=False)
+    with pytest.raises(ConfigError, match="accumulation: 1 → 2; batch_size: 4 → 2"):
+        train(replace(settings, resume=True, batch_size=2, accumulation=2), progress=False)
 
 
 def test_that_there_is_nothing_to_go_on_from_is_said(

@@ -110,6 +110,7 @@ def test_the_words_of_every_shipped_template_are_read(name: str) -> None:
     assert choice_of("\\boxed{blue", colour, "strict") is None
     assert choice_of("\\boxed{red} no: \\boxed{\\text{blue}}", colour, "strict") is None
     assert choice_of("\\boxed{red} no: \\boxed{B}.", colour, "strict") == 1
+    assert choice_of("\\boxed{blue} and \\boxed{re", colour, "strict") == 1
 
 
 def test_lmms_eval_scores_an_options_words_alike() -> None:

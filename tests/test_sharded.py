@@ -118,7 +118,7 @@ def test_deepspeed_stops_at_a_loss_that_is_no_number(tmp_path: Path, stage: str,
     ended = launch(settings, *DEEPSPEED, stage)
     assert ended.returncode == 1
     assert re.search(
-        r"error: the loss is no number in step \d+, on row-07. --resume goes on from the weights before it",
+        r"error: the loss is NaN or infinite in step \d+, on row-07. --resume goes on from the weights before it",
         ended.stderr,
     )
     weights = trained_weights(tmp_path / "out")

@@ -437,8 +437,8 @@ def change_image(**changes: Any) -> Any:
 BAD_RECORDS: list[tuple[Any, str, str]] = [
     (change_annotation(id=70, category_id=12345), "annotation-70", "has an unknown category id: 12345"),
     (change_annotation(id=70, category_id=[44]), "annotation-70", "has an unknown category id: '[44]'"),
-    (change_annotation(id=70, image_id=5), "annotation-70", "is of an image id that is not there once: 5"),
-    (change_annotation(id=70, image_id=None), "annotation-70", "is of an image id that is not there once: None"),
+    (change_annotation(id=70, image_id=5), "annotation-70", "annotation 70: the image id 5 is not there"),
+    (change_annotation(id=70, image_id=None), "annotation-70", "annotation 70: the image id None is not there"),
     (change_annotation(id=17), "annotation-17", "the annotation id 17 stands there twice"),
     (change_image(), "image-397133-again", "the image id 397133 stands there twice (000000397133.jpg)"),
     (change_image(id=6, width=0), "image-6", "lacks an id, a file_name, or a width and height"),
@@ -477,6 +477,13 @@ def test_two_images_of_one_id_are_both_left_out(tmp_path: Path) -> None:
     assert "the image id 397133 stands there twice" in bad["image-397133-again"]
     assert {k.partition("-")[0] for k in good} == {"37777", "252219"}
     assert len(bad) == 1 + 4
+    assert "annotation 17: the image id 397133 stands there twice" in bad["annotation-17"]
+    lines = [question(1), question(2, image="000000252219.jpg", annotation_ids=[24]), question(3)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = {"images": str(tmp_path / "pictures"), "questions": str(tmp_path / "questions.jsonl")}
+    good, bad = samples(f"coco:{tmp_path / 'instances.json'}", **asked)
+    assert list(good) == ["q2"]
+    assert bad["line-1"] == ("questions.jsonl line 1: the image id 397133 stands there twice (000000252219.jpg)")
 
 
 def test_a_file_of_two_image_ids_is_left_out(tmp_path: Path) -> None:
@@ -488,6 +495,27 @@ def test_a_file_of_two_image_ids_is_left_out(tmp_path: Path) -> None:
     assert f"stands there under two image ids: {first['id']}, 6" in bad["image-6"]
     assert not [key for key in good if key.startswith((f"{first['id']}-", "6-"))]
     assert good
+    why = bad["image-6"].removeprefix("instances.json: ")
+    assert bad["annotation-17"] == f"instances.json: annotation 17: {why}"
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question(1)))
+    asked = {"images": str(tmp_path / "pictures"), "questions": str(tmp_path / "questions.jsonl")}
+    _, bad = samples(f"coco:{tmp_path / 'instances.json'}", **asked)
+    assert bad["line-1"] == f"questions.jsonl line 1: {why}"
+
+
+def test_who_asks_about_a_spoilt_image_is_told_how_it_is_spoilt(tmp_path: Path) -> None:
+    document = foreign_coco()
+    coco_folder(tmp_path, document)
+    sizes = document["images"][0].pop("width"), document["images"][1].pop("width")
+    document["images"].append({**document["images"][1], "width": sizes[1]})
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question(1)))
+    asked = {"images": str(tmp_path / "pictures"), "questions": str(tmp_path / "questions.jsonl")}
+    _, bad = samples(f"coco:{tmp_path / 'instances.json'}", **asked)
+    why = "the image 397133 lacks an id, a file_name, or a width and height in pixels"
+    assert bad["line-1"] == f"questions.jsonl line 1: {why}"
+    assert bad["annotation-17"] == f"instances.json: annotation 17: {why}"
+    assert "annotation-21" not in bad  # a second record of its image is whole
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hostname", "link.jpg", "folder/link.jpg", "a\0b.jpg", ""])
@@ -652,6 +680,13 @@ def test_boxes_of_a_row_are_all_in_pixels_or_all_fractions(tmp_path: Path) -> No
     assert cat.box == pytest.approx((0, 0, 0.5, 0.5))
 
 
+def test_a_fraction_that_was_rounded_above_one_is_no_pixel(tmp_path: Path) -> None:
+    rounded = {"bbox": [[0.1, 0.2, 0.5, 0.6], [0.5, 0.5, 1.0001, 1.0]], "names": ["cat", "dog"]}
+    good, bad = samples(rows(tmp_path, rounded), columns=COLUMNS)
+    assert bad == {}
+    assert [region.box for region in good["7"].regions] == [(0.1, 0.2, 0.5, 0.6), (0.5, 0.5, 1, 1)]
+
+
 def test_a_cell_that_changes_changes_the_fingerprint(tmp_path: Path) -> None:
     found = [
         open_source(
@@ -713,6 +748,10 @@ def test_parquet_sources_that_cannot_be_used_are_said(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(SourceError, match=r"broken\.parquet is not a readable Parquet file"):
         samples(f"parquet:{tmp_path / 'broken.parquet'}")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "lost.parquet").symlink_to(tmp_path / "gone.parquet")
+    with pytest.raises(SourceError, match=r"lost\.parquet cannot be read: No such file"):
+        open_source(f"parquet:{tmp_path / 'links'}", SourceOptions()).fingerprint()
     with pytest.raises(SourceError, match="parquet needs a place"):
         open_source("parquet", SourceOptions())
 
@@ -851,6 +890,23 @@ def test_hub_files_in_one_split_s_folder_are_of_that_split(tmp_path: Path, monke
     assert len(list(open_source("hf:org/name", SourceOptions(split="test")).items())) == 1
     with pytest.raises(SourceError, match="has no split train; it has test"):
         list(open_source("hf:org/name", SourceOptions(split="train")).items())
+
+
+def test_only_the_hub_s_own_cache_has_snapshots(tmp_path: Path) -> None:
+    """A folder that is called so means nothing: not in a dataset, and not around one."""
+    depth_rows(tmp_path, [None])
+    inside, around = tmp_path / "ds", tmp_path / "snapshots" / "2024" / "test_sets" / "vqa"
+    for folder, names in ((inside / "snapshots", ("train-0", "test-0")), (around, ("part-0", "part-1"))):
+        folder.mkdir(parents=True)
+        for name in names:
+            shutil.copy(tmp_path / "rgbd.parquet", folder / f"{name}.parquet")
+    for place, found in (
+        (inside, ["train-0.parquet"]),
+        (around, ["part-0.parquet", "part-1.parquet"]),
+        (around / "*", ["part-0.parquet", "part-1.parquet"]),
+    ):
+        source = open_source(f"hf:{place}", SourceOptions())
+        assert [path.name for path in source._files] == found  # type: ignore[attr-defined]
 
 
 def test_a_source_of_no_item_is_said(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import AliasChoices, ConfigDict, Field
 
 import pearl
 from pearl.drawing import pixel_box
@@ -38,7 +39,7 @@ from pearl.tools import (
     tool_class,
     tool_names,
 )
-from pearl.tools.base import MAX_REGIONS
+from pearl.tools.base import MAX_REGIONS, PictureTool, ToolArguments
 from pearl.tools.depth import nearness_of_metric, read_box, read_point
 from pearl.tools.models import _snapshot, import_transformers
 from pearl.tools.zoom import MAX_SIDE
@@ -422,6 +423,28 @@ def test_the_specification_is_a_json_schema_that_says_what_the_tool_accepts(name
         if tool == name and not validator.is_valid(arguments) and "NaN" not in numbers and "Inf" not in numbers:
             with pytest.raises(ToolError):
                 parse_arguments(tool_class(name), arguments)
+
+
+def test_a_call_is_recorded_by_the_names_that_it_used() -> None:
+    class Turn(ToolArguments):
+        model_config = ConfigDict(populate_by_name=True)
+        degrees: float = Field(default=0, alias="angle")
+        zoom: float = Field(default=1, validation_alias=AliasChoices("factor", "times"))
+
+    class Turner(PictureTool):
+        name, description, Arguments = "turner", "Turns.", Turn
+
+        def apply(self, picture: Picture, arguments: Any) -> ToolResult:
+            return ToolResult("turned")
+
+    toolbox = Toolbox([])
+    toolbox._tools["turner"] = Turner()
+    for said, kept in (
+        ({"angle": "3", "image": "0"}, {"angle": 3, "image": 0}),
+        ({"degrees": "3"}, {"degrees": "3"}),
+        ({"angle": "3", "times": 2}, {"angle": 3, "times": 2}),
+    ):
+        assert toolbox.normal(ToolCall("turner", said)) == ToolCall("turner", kept)
 
 
 def test_unknown_and_incomplete_tools_are_said_at_once(tmp_path: Path) -> None:

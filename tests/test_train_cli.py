@@ -201,7 +201,7 @@ def test_a_slip_of_the_pen_leaves_no_folder(data: Path, tmp_path: Path, options:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--objective", "sfT"], "there is no objective 'sfT'; there are pearl, sft, sft-answer"),
+        (["--objective", "sfT"], "there is no objective 'sfT'; there are: pearl, sft, sft-answer"),
         (["-O", "lambda=1"], "objective pearl: unknown lambda; there are direct_weight"),
         (
             ["-O", "jepa_distance=foo"],
@@ -317,6 +317,16 @@ def test_an_option_of_zero_counts(data: Path, tmp_path: Path) -> None:
     assert invoke(data, tmp_path / "out", *more).exit_code == 0
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]
     assert (settings["seed"], settings["warmup"], settings["objective_options"]) == (0, 0.0, {"lambda_": 0.0})
+
+
+def test_options_of_a_file_that_names_no_objective_are_of_the_one_that_is_named(data: Path, tmp_path: Path) -> None:
+    options, of_pearl = tmp_path / "options.json", tmp_path / "pearl.json"
+    options.write_text(json.dumps({"objective_options": {"num_latents": 3}}))
+    of_pearl.write_text(json.dumps({"objective": "pearl", "objective_options": {"lambda_": 0.7}}))
+    for path, expected in ((options, {"num_latents": 3}), (of_pearl, {})):
+        out = tmp_path / path.stem
+        assert invoke(data, out, "--config", str(path), "--objective", "mirage", "--max-steps", "1").exit_code == 0
+        assert json.loads((out / "config.json").read_text())["settings"]["objective_options"] == expected
 
 
 # models
@@ -535,7 +545,8 @@ def test_the_model_goes_to_a_private_repository_with_its_card(data: Path, tmp_pa
 def test_no_folder_of_this_machine_is_published(data: Path, tmp_path: Path, hub: HubServer) -> None:
     """And what `pearl-eval` reads again is found, as long as it is on this machine."""
     template, target = tmp_path / "words.json", f"timm:local-dir:{encoder()}"
-    template.write_text((files("pearl.trainer") / "templates" / "pearl.json").read_text())
+    words = json.loads((files("pearl.trainer") / "templates" / "pearl.json").read_text())
+    template.write_text(json.dumps({**words, "system": "/no_think and/or look"}))
     more = ("--eval-data", data, "--template", template, "--target-encoder", target, "--push-to-hub", "me/mine")
     result = invoke(data, tmp_path / "out", *more)
     assert result.exit_code == 0, result.output
@@ -544,7 +555,10 @@ def test_no_folder_of_this_machine_is_published(data: Path, tmp_path: Path, hub:
     assert pushed["README.md"] == (folder / "README.md").read_bytes()
     places = [str(place).encode() for place in (tmp_path, data.parent, model(), encoder())]
     assert not [path for path, content in pushed.items() if any(place in content for place in places)]
-    settings = json.loads(pushed["training_config.json"])["settings"]
+    training = json.loads(pushed["training_config.json"])
+    assert training["template"] == json.loads((folder / "training_config.json").read_text())["template"]
+    assert training["template"]["system"] == "/no_think and/or look"
+    settings = training["settings"]
     names = (settings["data"], settings["out"], settings["model"], settings["template"])
     assert names == (data.name, "out", model().name, "words.json")
     assert settings["objective_options"]["target_encoder"] == f"timm:local-dir:{encoder().name}"
@@ -596,7 +610,7 @@ def test_a_loss_that_is_no_number_stops_with_a_checkpoint_and_the_culprit(
     result = invoke(data, out, "--batch-size", batch_size, "--max-steps", "12", base=base)
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
-    assert "error: the loss is no number in step " in last
+    assert "error: the loss is NaN or infinite in step " in last
     assert ", on row-07. --resume goes on from the weights before it (" in last
     step = int(last.partition("in step ")[2].partition(",")[0])
     saved = out / "checkpoints" / f"checkpoint-{step - 1}"
@@ -611,7 +625,7 @@ def test_all_processes_stop_at_a_loss_that_is_no_number(tmp_path: Path, poisoned
     settings = config(data, tmp_path / "out", model=str(base), batch_size=1, max_steps=12, save_steps=0)
     ended = subprocess.run(on_two_processes(settings), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    said = re.findall(r"error: the (.*) is no number in step \d+, on (.*)\. --resume goes on", ended.stderr)
+    said = re.findall(r"error: the (.*) is NaN or infinite in step \d+, on (.*)\. --resume goes on", ended.stderr)
     assert set(said) == {("loss", "row-07")}  # the other process, whose own losses were numbers, says so too
     (saved,) = checkpoints(tmp_path / "out")
     weights = load_file(saved / "trained.safetensors")

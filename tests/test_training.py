@@ -18,6 +18,7 @@ from pearl.errors import PearlError
 from pearl.parquet import DataError
 from pearl.records import EncodedImage
 from pearl.torch_setup import prepare_torchvision
+from pearl.trainer.dry_run import dry_run
 from pearl.trainer.learner import Learner
 from pearl.trainer.loop import NanLoss
 from pearl.trainer.models import part_of
@@ -25,7 +26,7 @@ from pearl.trainer.objectives.mirage import Mirage
 from pearl.trainer.packing import Batch
 from pearl.trainer.preparation import prepare
 from pearl.trainer.run_directory import checkpoints, last_checkpoint
-from pearl.trainer.train import MEASURED, OutOfMemory, dry_run, train
+from pearl.trainer.train import MEASURED, OutOfMemory, train
 from tests.runs import (
     ENVIRONMENT,
     config,
@@ -157,6 +158,8 @@ def test_frozen_weights_stay_bf16_where_they_were(data: Path, tmp_path: Path) ->
     settings = config(data, tmp_path / "out", model=str(half_model()), tune="lora", precision="bf16", objective="lvr")
     types = {(weight.requires_grad, weight.dtype) for weight in prepare(settings).learner.parameters()}
     assert types == {(True, torch.float32), (False, torch.bfloat16)}
+    wholly = replace(settings, tune="full")
+    assert {weight.dtype for weight in prepare(wholly).learner.parameters()} == {torch.float32}
     assert dry_run(settings).gigabytes < dry_run(replace(settings, precision="fp32")).gigabytes
     assert dry_run(settings).activations < dry_run(replace(settings, precision="fp32")).activations
 
@@ -314,7 +317,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_does_harm(
 
     monkeypatch.setattr(Learner, "forward", poisoned)
     with pytest.raises(
-        NanLoss, match=r"the loss's gradient is no number in step \d, on (row-05, row-\d\d|row-\d\d, row-05)\."
+        NanLoss, match=r"the loss's gradient is NaN or infinite in step \d, on (row-05, row-\d\d|row-\d\d, row-05)\."
     ):
         run(data, tmp_path / "out", max_steps=12, save_steps=0, batch_size=1, accumulation=2)
     assert all(weight.isfinite().all() for weight in trained_weights(tmp_path / "out").values())

@@ -299,6 +299,20 @@ def test_another_stands_in_for_what_cannot_be_used(examples: Examples) -> None:
         assert culprit.reason.startswith(f"image {image}: ")
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(24, "Too many open files")]
+)
+def test_what_the_machine_lacks_is_no_fault_of_a_row(error: Exception, examples: Examples) -> None:
+    class Poor(Examples):
+        def example(self, trajectory: Trajectory) -> Example:
+            raise error
+
+    poor = Poor(examples.table, examples.rows, examples.objective, examples.encoder, examples.template)
+    with pytest.raises(type(error)) as raised:
+        poor[0]
+    assert raised.value is error
+
+
 def test_a_sample_is_drawn_by_the_seed_alone(examples: Examples) -> None:
     """Files are often sorted, by skill for instance, so their first rows stand for nothing."""
     samples = [[int(one.id) for one in ByNumber(examples, seed).sample(30)] for seed in (0, 0, 1)]
@@ -385,7 +399,7 @@ def test_a_gpu_gets_as_many_data_workers_as_there_are_cores_for(
     given: int | None, on_gpu: bool, cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert data_workers(TrainConfig(data="traj.parquet", data_workers=given)) == workers
 

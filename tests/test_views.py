@@ -10,7 +10,7 @@ import torch
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, ImagePart, Template, Turn, load_template
 from pearl.trainer.families import Family
-from pearl.trainer.views import PREDICTOR_MARK, ImageInputs, Latent, View, ViewEncoder, ViewError
+from pearl.trainer.views import PREDICTOR_MARK, ImageInputs, LatentRun, View, ViewEncoder, ViewError
 from tests.plain import Message, Tiny, conversation, opened, picture, says, step, tiny, trajectories, trajectory
 from tests.tiny_vlms import FAMILIES
 
@@ -211,12 +211,12 @@ def test_internvl_cuts_images_as_its_processor_says_and_not_its_image_processor(
 def test_llava_onevision_shows_an_image_in_tiles_only_where_it_is_alone() -> None:
     t = tiny("llava_onevision")
     image = t.encoder.image(picture(0, 60, 40))
-    assert image.among is not None
-    assert image.among.num_tokens < image.num_tokens
+    assert image.when_several is not None
+    assert image.when_several.num_tokens < image.num_tokens
     alone = t.encoder.view([user(), assistant("Left.")], [image])
     several = t.encoder.view([user(), assistant("Look."), Turn("user", (ImagePart(0),)), assistant("Left.")], [image])
     assert alone.visual.sum() == image.num_tokens
-    assert several.visual.sum() == 2 * image.among.num_tokens
+    assert several.visual.sum() == 2 * image.when_several.num_tokens
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
@@ -260,7 +260,7 @@ def test_latent_tokens_stand_where_their_views_say_and_nowhere_else() -> None:
     processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|latent|>"]})
     encoder = ViewEncoder(processor, t.family, "<|latent|>")
     images = [encoder.image(picture(0))]
-    latents = [Latent(0, (np.array([0]), np.array([1, 2])))]
+    latents = [LatentRun(0, (np.array([0]), np.array([1, 2])))]
     turns = [user(), assistant("<|start|><|latent|><|latent|> Left.")]
     view = encoder.view(turns, images, latents=latents)
     assert view.latent_slots.sum() == 2

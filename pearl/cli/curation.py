@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pearl.cli.options import console, no_data
+from pearl.cli.options import console, not_parquet
 
 Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 Datasets = Annotated[list[str], typer.Argument(help="Parquet files, folders, globs or Hub dataset ids.")]
@@ -135,7 +135,10 @@ def dedup(
     out: Out,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="A dataset that is only compared with, e.g. your test set; may be repeated."),
+        typer.Option(
+            help="A dataset that is only compared with, e.g. your test set, by image and question, whatever the answer;"
+            " may be repeated."
+        ),
     ] = None,
     near: Annotated[
         int, typer.Option(min=0, max=12, help="Images that differ in at most so many of 64 bits count as one.")
@@ -144,16 +147,18 @@ def dedup(
         bool, typer.Option("--images-only", help="One trajectory an image, whatever is asked about it.")
     ] = False,
     report: Annotated[
-        Path | None, typer.Option(help="A JSON file: what was left out, and for which row.", callback=no_data)
+        Path | None, typer.Option(help="A JSON file: what was left out, and for which row.", callback=not_parquet)
     ] = None,
 ) -> None:
-    """Leaves out near-duplicates within and across datasets: the same question about nearly the same image.
+    """Leaves out near-duplicates within and across datasets: the same question and answer about nearly the same image.
 
     pearl-gen dedup a.parquet b.parquet --out ab.parquet --against test.parquet
     """
     from pearl.files import whole_file
     from pearl.pipelines.curation.duplicates import Dedup, dedup_data
 
+    if report is not None and report.resolve() == out.resolve():
+        raise typer.BadParameter(f"{out} cannot be both --out and --report")
     found = dedup_data(data, out, Dedup(near, images_only), against or [])
     if report is not None:
         with whole_file(report) as partial:

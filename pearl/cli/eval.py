@@ -10,7 +10,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from pearl import __version__
-from pearl.cli.options import console, errors
+from pearl.cli.options import Precision, console, errors, names, opt
 from pearl.errors import PearlError
 
 app = typer.Typer(
@@ -44,17 +44,7 @@ class LatentEnd(StrEnum):
     TOKEN = "token"
 
 
-class Precision(StrEnum):
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP32 = "fp32"
-
-
 MODELS, ANSWERS, RUN = "Models", "Questions and answers", "Run"
-
-
-def opt(panel: str, help_text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
 
 
 Model = Annotated[str, typer.Argument(help="A transformers folder or Hub id, or vlm-nano.")]
@@ -88,7 +78,9 @@ def run(
     mode: Annotated[str, opt(ANSWERS, "By comma: direct, tools (real calls), latent (lvr and mirage).")] = "direct",
     scoring: Annotated[Scoring, opt(ANSWERS, "How questions are worded and options read.")] = Scoring.STRICT,
     limit: Annotated[int | None, opt(ANSWERS, "Only the first so many questions of each category.", min=1)] = None,
-    max_new_tokens: Annotated[int, opt(ANSWERS, "Of a turn, where the scoring does not say.", min=1)] = 256,
+    max_new_tokens: Annotated[
+        int, opt(ANSWERS, "New tokens a turn, at most, where the scoring does not say.", min=1)
+    ] = 256,
     opening: Annotated[
         str,
         opt(
@@ -96,13 +88,13 @@ def run(
             "What an answer begins with (mode direct; in tools the last turn): 'Answer:' for models of whole trajectories.",
         ),
     ] = "",
-    tools: Annotated[str, opt(ANSWERS, "Of mode tools, by comma.")] = "crop,zoom,depth",
+    tools: Annotated[str, opt(ANSWERS, "Tools of mode tools, by comma.")] = "crop,zoom,depth",
     depth_model: Annotated[str | None, opt(ANSWERS, "The depth tool's: a folder or Hub id.")] = None,
     segment_model: Annotated[str | None, opt(ANSWERS, "The segment tool's.")] = None,
     detect_model: Annotated[str | None, opt(ANSWERS, "The detect tool's, which has none built in.")] = None,
-    max_calls: Annotated[int, opt(ANSWERS, "A question's, in mode tools.", min=0)] = 6,
+    max_calls: Annotated[int, opt(ANSWERS, "Calls a question, at most (mode tools).", min=0)] = 6,
     max_tool_pixels: Annotated[
-        int, opt(ANSWERS, "Of all images together that a question's calls may bring.", min=0)
+        int, opt(ANSWERS, "Pixels, at most, of all images that a question's calls return.", min=0)
     ] = 16_000_000,
     tool_prompt: Annotated[
         ToolPrompt, opt(ANSWERS, "How tools are announced; auto: as in training, else by the chat template, else JSON.")
@@ -129,13 +121,14 @@ def run(
     pearl-eval run MODEL --bench vstar,mmvp=DIR --mode direct,tools
     """
     with _explained():
+        from pearl.evaluation.records import Mode
         from pearl.evaluation.report import markdown
         from pearl.evaluation.run import EvalConfig, evaluate
 
         models_of_tools = {"depth": depth_model, "segment": segment_model, "detect": detect_model}
         config = EvalConfig(
-            models=tuple(models), benchmarks=_listed(bench), modes=_listed(mode), out=str(out), protocol=scoring.value,
-            limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, opening=opening, tools=_listed(tools),
+            models=tuple(models), benchmarks=names(bench), modes=cast("tuple[Mode, ...]", names(mode)), out=str(out), protocol=scoring.value,
+            limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, opening=opening, tools=names(tools),
             tool_settings={name: {"model": place} for name, place in models_of_tools.items() if place},
             max_calls=max_calls, max_tool_pixels=max_tool_pixels, tool_prompt=tool_prompt.value, latents=latents, latent_end=latent_end.value,
             device=device, dtype=dtype.value, resume=resume,
@@ -152,7 +145,7 @@ def latents(
     data: Data,
     limit: Limit = 256,
     out: Annotated[Path, opt(RUN, "Where latents.json, latents.md and latents.png go.")] = Path("runs/latents"),
-    max_new_tokens: Annotated[int, opt(ANSWERS, "Of an answer, latents included.", min=1)] = 128,
+    max_new_tokens: Annotated[int, opt(ANSWERS, "New tokens an answer, at most, latents included.", min=1)] = 128,
     batch_size: BatchSize = 16,
     device: Device = "auto",
     dtype: Dtype = Precision.AUTO,
@@ -164,8 +157,8 @@ def latents(
     Of models that pearl-train made with lvr, mirage or pearl (there: of the predicted embedding).
     """
     with _explained("stopped; what models gave before stands in --out"):
-        from pearl.evaluation.evidence import markdown, write_evidence
         from pearl.evaluation.latents import Evidence, NoLatents, latent_evidence
+        from pearl.evaluation.latents_report import markdown, write_evidence
         from pearl.evaluation.subject import Subject
         from pearl.parquet import read_trajectories
 
@@ -208,9 +201,11 @@ def gain(
 
         from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains_resumably, write_gains
         from pearl.evaluation.subject import Subject
-        from pearl.parquet import count_rows, read_trajectories
+        from pearl.parquet import DataError, count_rows, holds_trajectories, read_trajectories
         from pearl.trainer.conversation import load_template
 
+        if holds_trajectories(out):
+            raise DataError(f"{out} is a file of trajectories: choose another --out")
         total = min(count_rows(data), limit or 2**31)
         subject = Subject.load(model, device, dtype.value, allow_pickle, trust_remote_code)
         words = load_template(template)
@@ -237,11 +232,6 @@ def gain(
             console.print(f"not measured: {name}: {reason}")
         more = f", {len(skipped)} not measured" if skipped else ""
         console.print(f"{len(gains)} trajectories in {out}{more}")
-
-
-def _listed(text: str) -> Any:
-    """What stands between commas; settings check it."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @contextmanager

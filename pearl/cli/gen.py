@@ -18,7 +18,7 @@ from pearl import __version__
 from pearl.cli import curation
 from pearl.cli.exporting import export
 from pearl.cli.importing import import_
-from pearl.cli.options import console, errors, no_data
+from pearl.cli.options import console, errors, not_parquet
 from pearl.cli.publishing import push
 from pearl.cli.stats import stats
 from pearl.cli.trajectories import trajectories
@@ -107,7 +107,7 @@ def validate(data: Data) -> None:
 @app.command(rich_help_panel="Look")
 def view(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Where the page goes.", callback=no_data)] = Path("trajectories.html"),
+    out: Annotated[Path, typer.Option(help="Where the page goes.", callback=not_parquet)] = Path("trajectories.html"),
     limit: Annotated[int, typer.Option(min=1, help="At most this many trajectories.")] = 300,
 ) -> None:
     """Writes one self-contained HTML page on which the trajectories can be looked at, filtered and searched."""

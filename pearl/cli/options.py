@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,14 +15,12 @@ errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 INPUT, OUTPUT, CLUSTER = "Input", "Output", "Cluster"
 
 
-def no_data(path: Path | None) -> Path | None:
-    """Of where a page or a report goes: a file of trajectories is not written over.
-
-    Raises:
-        typer.BadParameter: it is one.
-    """
-    if path is not None and (path.suffix == ".parquet" or _begins_as_parquet(path)):
-        raise typer.BadParameter(f"{path} is a file of trajectories: a page or report goes elsewhere")
+def not_parquet(path: Path | None) -> Path | None:
+    """Refuses an output path that is a file of trajectories."""
+    if path is not None and path.suffix == ".parquet":
+        raise typer.BadParameter(f"{path} ends in .parquet: that is for trajectories; a page or report goes elsewhere")
+    if path is not None and _begins_as_parquet(path):
+        raise typer.BadParameter(f"{path} is a Parquet file: a page or report goes elsewhere")
     return path
 
 
@@ -31,6 +29,22 @@ def _begins_as_parquet(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(4) == b"PAR1"
+
+
+def opt(panel: str, help_text: str, *names: str, **more: Any) -> Any:
+    """An option of a panel of `--help`."""
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
 
 
 class Engine(StrEnum):

@@ -24,7 +24,9 @@ def push(
     repo: Annotated[str, typer.Option(help="Where it goes: ORG/NAME.")],
     split: Annotated[
         str | None,
-        typer.Option(help="The name of the only split; as the files are named, else train, when not given."),
+        typer.Option(
+            help="The name of the only split; as the files are named, else train, when not given. Not where they name several."
+        ),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Everyone may read it; private without this.")] = False,
     credits: Annotated[

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from pearl.cli.options import console, no_data
+from pearl.cli.options import console, not_parquet
 
 
 def stats(
     data: Annotated[
         list[str], typer.Argument(help="A Parquet file, folder, glob or Hub dataset id; two for a comparison.")
     ],
-    out: Annotated[Path, typer.Option(help="Where the page goes.", callback=no_data)] = Path("stats.html"),
+    out: Annotated[Path, typer.Option(help="Where the page goes.", callback=not_parquet)] = Path("stats.html"),
     markdown: Annotated[
-        Path | None, typer.Option(help="A Markdown file with the same figures.", callback=no_data)
+        Path | None, typer.Option(help="A Markdown file with the same figures.", callback=not_parquet)
     ] = None,
     near: Annotated[
         int | None,

@@ -16,15 +16,10 @@ import typer
 from rich.table import Table
 
 from pearl import __version__
-from pearl.cli.options import console, errors
+from pearl.cli.options import Precision, console, errors, names, opt
 from pearl.errors import PearlError
 from pearl.trainer.config import TrainConfig, make_config, read_settings
-
-
-class Precision(StrEnum):
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP32 = "fp32"
+from pearl.trainer.console import is_first
 
 
 class Tune(StrEnum):
@@ -60,10 +55,6 @@ WHAT, PEARL, MODEL, LOOP, IMAGES, RUN, CLUSTER = (
     "Run",
     "Cluster",
 )
-
-
-def opt(panel: str, help_text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
 
 
 def train(
@@ -111,8 +102,8 @@ def train(
     accumulation: Annotated[int | None, opt(LOOP, "Forwards per update (1).")] = None,
     learning_rate: Annotated[float | None, opt(LOOP, "AdamW's peak, then a cosine (1e-4).")] = None,
     warmup: Annotated[float | None, opt(LOOP, "Share of the steps (0.05).")] = None,
-    weight_decay: Annotated[float | None, opt(LOOP, "(0.1)")] = None,
-    max_grad_norm: Annotated[float | None, opt(LOOP, "Longer gradients are cut to this; 0: none is (1).")] = None,
+    weight_decay: Annotated[float | None, opt(LOOP, "AdamW's weight decay (0.1).")] = None,
+    max_grad_norm: Annotated[float | None, opt(LOOP, "The gradient's norm is clipped to this; 0: never (1).")] = None,
     precision: Annotated[Precision | None, opt(LOOP, "auto: bf16 on a GPU, fp32 on a CPU.")] = None,
     gradient_checkpointing: Annotated[
         bool, opt(LOOP, "Less memory for more time.", "--gradient-checkpointing")
@@ -129,7 +120,7 @@ def train(
     eval_fraction: Annotated[float | None, opt(RUN, "Else this share of the images is held out (0.05).")] = None,
     eval_steps: Annotated[int | None, opt(RUN, "Evaluate every so many updates; 0: in the end (0).")] = None,
     save_steps: Annotated[int | None, opt(RUN, "Checkpoint every so many updates (200).")] = None,
-    keep_checkpoints: Annotated[int | None, opt(RUN, "The last so many (2).")] = None,
+    keep_checkpoints: Annotated[int | None, opt(RUN, "How many of the last checkpoints to keep (2).")] = None,
     log_steps: Annotated[int | None, opt(RUN, "Log every so many updates (1).")] = None,
     data_workers: Annotated[
         int | None, opt(RUN, "Processes that decode and tokenize (on a GPU up to 4, on a CPU 0).")
@@ -173,7 +164,7 @@ def _settings(given: dict[str, Any]) -> TrainConfig:
     known = {field.name for field in fields(TrainConfig)} - {"objective_options"}
     changes = {name: str(v) if isinstance(v, StrEnum) else v for name, v in given.items() if name in known}
     if "freeze" in given:
-        changes["freeze"] = tuple(part.strip() for part in given["freeze"].split(","))
+        changes["freeze"] = names(given["freeze"])
     if "no_tree" in given:
         changes["tree"] = False
     options: dict[str, Any] = {
@@ -194,7 +185,8 @@ def _settings(given: dict[str, Any]) -> TrainConfig:
     settings: dict[str, Any] = {"objective_options": {}}
     for found in (*map(read_settings, given.get("config", ())), {**changes, "objective_options": options}):
         named = settings.get("objective", TrainConfig.objective)
-        before = settings["objective_options"] if found.get("objective", named) == named else {}
+        another = "objective" in settings and found.get("objective", named) != named
+        before = {} if another else settings["objective_options"]
         settings |= {**found, "objective_options": {**before, **found.get("objective_options", {})}}
     if "data" not in settings:
         raise PearlError("say what to train on: --data traj.parquet (pearl-gen trajectories makes one)")
@@ -213,7 +205,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _show_dry_run(config: TrainConfig, processes: int) -> None:
-    from pearl.trainer.train import dry_run
+    from pearl.trainer.dry_run import dry_run
 
     found = dry_run(config, processes)
     console.print(found.trained)
@@ -236,8 +228,8 @@ def _train(config: TrainConfig, num_workers: int | None, use_gpu: bool, address:
         from pearl.trainer.cluster import train_on_ray
 
         report = train_on_ray(config, num_workers, use_gpu, address)
-    if os.environ.get("RANK", "0") != "0":
-        return  # of torchrun's processes one speaks
+    if not is_first():
+        return
     terms = [name for name in report.last if name.startswith("loss")]
     table = Table("", "first step", "last step")
     for name in sorted(terms):

@@ -28,6 +28,7 @@ from pearl.cli.options import (
     Split,
     console,
     errors,
+    names,
 )
 
 
@@ -129,7 +130,8 @@ def trajectories(
         str, typer.Option(help="The environment variable with the key.", rich_help_panel=PLANNER)
     ] = "OPENAI_API_KEY",
     tries: Annotated[
-        int, typer.Option(min=1, help="A sample, at most; the shortest right one is kept.", rich_help_panel=PLANNER)
+        int,
+        typer.Option(min=1, help="Tries a sample, at most; the shortest right one is kept.", rich_help_panel=PLANNER),
     ] = 3,
     max_calls: Annotated[int, typer.Option(min=1, max=6, help="Tool calls a try.", rich_help_panel=PLANNER)] = 6,
     temperature: Annotated[float, typer.Option(min=0, max=2, rich_help_panel=PLANNER)] = 0.7,
@@ -206,7 +208,7 @@ def trajectories(
     from pearl.pipelines.progress import Progress
     from pearl.pipelines.sources import Annotation, SourceOptions, Thresholds
 
-    named, annotators = _names(tools), _names(annotate)
+    named, annotators = names(tools), names(annotate)
     encoded = image_format.chosen
     on_device = {} if device is None else {"device": device}
     settings: dict[str, dict[str, Any]] = {
@@ -215,13 +217,13 @@ def trajectories(
         "detect": {"model": detect_model and _absolute_model(detect_model), **on_device},
     }
     annotation = Annotation(
-        annotators, _names(labels), {name: settings[name] for name in annotators if name in settings},
+        annotators, names(labels), {name: settings[name] for name in annotators if name in settings},
         Thresholds(*_scores("--detect-scores", detect_scores)), Thresholds(*_scores("--ocr-scores", ocr_scores)),
     )  # fmt: skip
     everything = dict[str, Any](
         sources=tuple(_absolute_source(spec) for spec in source),
         source_options=SourceOptions(
-            count=count, seed=seed, split=split.value, size=size, skills=_names(skill),
+            count=count, seed=seed, split=split.value, size=size, skills=names(skill),
             image_format=encoded or "jpeg", images=_absolute(images), questions=_absolute(questions),
             columns=_mapping(columns), tools=named, annotation=annotation, max_pixels=max_pixels,
         ),
@@ -267,10 +269,6 @@ def _absolute_source(spec: str) -> str:
 
 def _absolute_model(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _scores(option: str, text: str) -> tuple[float, float]:

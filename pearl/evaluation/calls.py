@@ -9,7 +9,6 @@ from typing import Literal
 from pearl.images import Picture
 from pearl.records import ToolCall
 from pearl.tools import Toolbox, ToolError, ToolResult, ToolUnavailable, refused
-from pearl.tools.calls import CLOSE, FORM, MAX_CALL, MAX_DEPTH, OPEN, Fault, Reading, read_call, read_turn
 from pearl.torch_setup import is_out_of_memory
 
 FaultKind = Literal[
@@ -79,21 +78,3 @@ def _kind(toolbox: Toolbox, call: ToolCall) -> FaultKind:
 
 def shortened(message: str) -> str:
     return message if len(message) <= MAX_ERROR else message[: MAX_ERROR - 1] + "…"
-
-
-__all__ = [
-    "CLOSE",
-    "FORM",
-    "MAX_CALL",
-    "MAX_DEPTH",
-    "MAX_ERROR",
-    "OPEN",
-    "Fault",
-    "FaultKind",
-    "Outcome",
-    "Reading",
-    "read_call",
-    "read_turn",
-    "run_calls",
-    "shortened",
-]

@@ -21,7 +21,7 @@ RIDGES = tuple(10.0**power for power in range(-3, 3))
 
 
 @dataclass(frozen=True)
-class Found:
+class Retrieval:
     """How often the target most like an embedding (`likeness`) is its own, among candidates; of the control likewise.
     Intervals are from trajectories drawn anew."""
 
@@ -31,8 +31,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Read:
-    """How often the answer can be read (`answers_read`) from an embedding, the control and the target.
+class Probe:
+    """How often the answer can be read (`probe_accuracy`) from an embedding, the control and the target.
 
     Attributes:
         judged: Of how many trajectories: those whose answer another one has too.
@@ -45,7 +45,9 @@ class Read:
     judged: int
 
 
-def found_among(embeddings: Tensor, control: Tensor, targets: Tensor, asked: Sequence[Trajectory]) -> dict[int, Found]:
+def measure_retrieval(
+    embeddings: Tensor, control: Tensor, targets: Tensor, asked: Sequence[Trajectory]
+) -> dict[int, Retrieval]:
     """By the number of candidates, as far as there are so many.
 
     Args:
@@ -54,9 +56,9 @@ def found_among(embeddings: Tensor, control: Tensor, targets: Tensor, asked: Seq
     """
     trajectories = len({one.id for one in asked})
     return {
-        count: Found(
-            bootstrap_interval(retrieval_among(embeddings, targets, asked, count)),
-            bootstrap_interval(retrieval_among(control, targets, asked, count)),
+        count: Retrieval(
+            bootstrap_interval(retrieval_rates(embeddings, targets, asked, count)),
+            bootstrap_interval(retrieval_rates(control, targets, asked, count)),
             1 / count,
         )
         for count in CANDIDATES
@@ -64,7 +66,7 @@ def found_among(embeddings: Tensor, control: Tensor, targets: Tensor, asked: Seq
     }
 
 
-def retrieval_among(embeddings: Tensor, targets: Tensor, asked: Sequence[Trajectory], count: int) -> np.ndarray:
+def retrieval_rates(embeddings: Tensor, targets: Tensor, asked: Sequence[Trajectory], count: int) -> np.ndarray:
     """For each trajectory, how often the target most like one of its embeddings (`likeness`) is that one's own, among
     `count` targets: its own and others of other trajectories, any of which are equally likely to be drawn; (T,).
     """
@@ -77,13 +79,13 @@ def retrieval_among(embeddings: Tensor, targets: Tensor, asked: Sequence[Traject
     return _by_trajectory(shares, ids)
 
 
-def read_answers(embeddings: Tensor, control: Tensor, targets: Tensor, asked: Sequence[Trajectory]) -> Read | None:
-    """As `found_among`; None where no two trajectories have the same answer."""
+def measure_probe(embeddings: Tensor, control: Tensor, targets: Tensor, asked: Sequence[Trajectory]) -> Probe | None:
+    """As `measure_retrieval`; None where no two trajectories have the same answer."""
     counts = [len(options) for options in _options(asked) if options]
     if not counts:
         return None
-    embedding, before, target = (answers_read(side, asked) for side in (embeddings, control, targets))
-    return Read(
+    embedding, before, target = (probe_accuracy(side, asked) for side in (embeddings, control, targets))
+    return Probe(
         bootstrap_interval(embedding),
         bootstrap_interval(before),
         bootstrap_interval(target),
@@ -92,7 +94,7 @@ def read_answers(embeddings: Tensor, control: Tensor, targets: Tensor, asked: Se
     )
 
 
-def answers_read(embeddings: Tensor, asked: Sequence[Trajectory]) -> np.ndarray:
+def probe_accuracy(embeddings: Tensor, asked: Sequence[Trajectory]) -> np.ndarray:
     """For each trajectory, how often its answer is what a linear probe (Alain & Bengio, arXiv 1610.01644) reads from one
     of its embeddings: ridge regression of answers, with an intercept, on the other trajectories' embeddings, with the
     ridge of the least error; the option is chosen whose value lies highest above its mean there.
@@ -144,7 +146,8 @@ def _by_trajectory(values: Sequence[float], ids: np.ndarray) -> np.ndarray:
 
 
 def _options(asked: Sequence[Trajectory]) -> list[list[str]]:
-    """For each, those of its options that another of its skill has as its answer; none where nothing can be chosen."""
+    """For each trajectory its options that are the answer of another of its skill; none where its own answer is not among
+    them, or nothing else is."""
     answered = defaultdict[tuple[str, str], set[str]](set)
     for one in asked:
         answered[one.skill, one.answer].add(one.id)

@@ -17,15 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 
 from pearl.errors import PearlError
 from pearl.evaluation.insides import Insides
-from pearl.evaluation.subject import Subject
+from pearl.evaluation.subject import Subject, enough_memory
 from pearl.files import whole_file
 from pearl.images import ImageError
+from pearl.parquet import to_row
 from pearl.records import Trajectory
-from pearl.torch_setup import is_out_of_memory
 from pearl.trainer.conversation import Conversation, ImagePart, Template, Turn
 from pearl.trainer.objectives.sft import NextToken
 from pearl.trainer.packing import Batch, Example
@@ -82,7 +81,8 @@ class GainMeter:
     def measure(self, trajectory: Trajectory) -> Gain:
         """
         Raises:
-            GainError: it has no steps, or no options with the answer among them; memory does not suffice for it.
+            GainError: it has no steps, or no options with the answer among them.
+            SubjectError: out of memory.
             ImageError, ViewError: it cannot be shown to the model.
         """
         if not trajectory.steps:
@@ -102,13 +102,9 @@ class GainMeter:
                 views[f"{name} {index}"] = self.insides.encoder.view((*turns, answer), images)
         longest = f"{len(trajectory.steps)} 0"
         ordered = {longest: views[longest], **views}
-        try:
+        with enough_memory(f"trajectory {trajectory.id} alone: leave it out, or measure on --device cpu"):
             batch = self.insides.batch([Example(trajectory.id, tuple(images), ordered)])
             odds = self._log_odds(batch, trajectory, list(prefixes))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise GainError("memory does not suffice for it") from error
         return Gain(
             trajectory.id,
             trajectory.skill,
@@ -123,16 +119,10 @@ class GainMeter:
 
     def _log_odds(self, batch: Batch, trajectory: Trajectory, prefixes: Sequence[str]) -> dict[str, float]:
         states = self.learner.states(batch)
-
-        def likelihood(name: str) -> torch.Tensor:
-            place = batch.places[name]
-            logits = states.head(states.of(name, place.supervised - 1)).float()
-            return -F.cross_entropy(logits, place.ids[place.supervised], reduction="sum")
-
         right, options = trajectory.choices.index(trajectory.answer), range(len(trajectory.choices))
         found = {}
         for prefix in prefixes:
-            scores = torch.stack([likelihood(f"{prefix} {index}") for index in options]).double()
+            scores = torch.stack([-states.next_token(f"{prefix} {index}") for index in options]).double()
             others = torch.cat([scores[:right], scores[right + 1 :]])
             found[prefix] = float(scores[right] - others.logsumexp(0))
         return found
@@ -192,7 +182,7 @@ def measure_gains_resumably(
 
 
 def _digest(trajectory: Trajectory) -> str:
-    return hashlib.sha256(repr(trajectory).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(repr(to_row(trajectory)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _of_json(value: Mapping[str, Any]) -> Gain | str:
@@ -216,7 +206,7 @@ def write_gains(gains: Sequence[Gain], path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class GainTable:
+class SkillGain:
     """Means by skill: count, probability of the right answer from the image alone and in the end, both gains, and the
     share of trajectories that gain at most 0."""
 
@@ -229,12 +219,12 @@ class GainTable:
     useless: float
 
 
-def by_skill(gains: Sequence[Gain]) -> list[GainTable]:
+def by_skill(gains: Sequence[Gain]) -> list[SkillGain]:
     rows = []
     for skill in [*sorted({one.skill for one in gains}), "all"]:
         chosen = [one for one in gains if skill in (one.skill, "all")]
         rows.append(
-            GainTable(
+            SkillGain(
                 skill,
                 len(chosen),
                 _mean(_probability(one.log_odds[0]) for one in chosen),

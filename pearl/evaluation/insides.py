@@ -9,9 +9,9 @@ from pearl.errors import PearlError
 from pearl.evaluation.subject import Subject
 from pearl.trainer.families import FAMILIES, Family, Unknown, family_of
 from pearl.trainer.learner import Learner
+from pearl.trainer.model_folder import MODEL_SETTINGS, OBJECTIVE_WEIGHTS, load_objective
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.packing import Batch, Example, Packer
-from pearl.trainer.publish import OBJECTIVE_WEIGHTS, SETTINGS, load_objective
 from pearl.trainer.views import ViewEncoder
 
 
@@ -21,6 +21,8 @@ class FamilyError(PearlError, ValueError):
 
 @dataclass(frozen=True)
 class Insides:
+    """A subject behind the trainer's views and packing."""
+
     subject: Subject
     family: Family
     encoder: ViewEncoder
@@ -28,7 +30,8 @@ class Insides:
 
     @classmethod
     def of(cls, subject: Subject, latent_token: str | None = None) -> Self:
-        """
+        """What a subject's states are read with.
+
         Raises:
             FamilyError: nothing is known about the model's family.
             ViewError: its processor lacks what is needed.
@@ -57,6 +60,6 @@ def objective_of(subject: Subject) -> tuple[Objective, Losses]:
         PearlError: it was not trained by `pearl-train`, or the weights are missing.
     """
     if subject.training is None:
-        raise PearlError(f"{subject.name} has no {SETTINGS}, so nothing says how it was trained")
+        raise PearlError(f"{subject.name} has no {MODEL_SETTINGS}, so nothing says how it was trained")
     hidden_size = subject.model.config.get_text_config().hidden_size
     return load_objective(subject.training, subject.file(OBJECTIVE_WEIGHTS), hidden_size)

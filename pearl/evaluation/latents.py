@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pearl.errors import PearlError
 from pearl.evaluation.benchmarks.trajectories import question_of
-from pearl.evaluation.embeddings import Found, Read, found_among, read_answers
+from pearl.evaluation.embeddings import Probe, Retrieval, measure_probe, measure_retrieval
 from pearl.evaluation.insides import Insides, objective_of
 from pearl.evaluation.modes.latent import Change, Decoded, LatentDecoder
 from pearl.evaluation.records import Question
@@ -37,6 +37,8 @@ from pearl.trainer.packing import Example
 from pearl.trainer.views import ViewError
 from pearl.trainer.watch import effective_rank, spread
 
+Row = tuple[Tensor, Tensor, Tensor]
+"""An embedding, its target and its control, (H,) each."""
 QUOTAS = (0, 1, 2, 4, 8, 16)
 RUNS = 1 + 4 + len(QUOTAS)
 """How often each question is answered: plainly, with latents replaced, and with other numbers of them."""
@@ -102,8 +104,8 @@ class Evidence:
     questions: int
     left_out: dict[str, int]
     embeddings: Compared
-    retrieval: dict[int, Found]
-    answers: Read | None = None
+    retrieval: dict[int, Retrieval]
+    answers: Probe | None = None
     latents: Compared | None = None
     accuracy: Estimate | None = None
     replaced: dict[str, Replaced] = field(default_factory=dict)
@@ -149,7 +151,13 @@ def latent_evidence(
         runs = {quota: trial.run(quota=quota) for quota in QUOTAS}
     replaced["removed"] = trial.compared(plain, runs[0])
     by_quota = {quota: trial.accuracy(one) for quota, one in runs.items()}
-    return replace(found, latents=singly, accuracy=trial.accuracy(plain), replaced=replaced, by_quota=by_quota)
+    return replace(
+        found,
+        latents=Compared.of(*_columns(singly)) if singly else None,
+        accuracy=trial.accuracy(plain),
+        replaced=replaced,
+        by_quota=by_quota,
+    )
 
 
 def _usable(
@@ -244,7 +252,7 @@ class _Judged:
         NoLatents: fewer than two trajectories gave one.
     """
 
-    rows: Sequence[tuple[Tensor, Tensor, Tensor]]
+    rows: Sequence[Row]
     owners: Sequence[int]
 
     def __post_init__(self) -> None:
@@ -252,7 +260,7 @@ class _Judged:
             raise NoLatents("fewer than two trajectories gave a latent: nothing can be told from them")
 
 
-def _columns(rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _columns(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """(N, H) each."""
     embeddings, targets, control = (torch.stack(column).float().cpu() for column in zip(*rows, strict=True))
     return embeddings, targets, control
@@ -262,12 +270,12 @@ def _columns(rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
 @torch.no_grad()
 def _made(
     decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]
-) -> tuple[_Judged, Compared]:
+) -> tuple[_Judged, list[Row]]:
     """The mean latent of each answer, that of the latents that the objective would have fed (from the tool's output),
     and, as control, the mean of the whole image's visual tokens; and the same of the latents one by one."""
     learner = decoder.insides.learner(losses)
-    rows, owners = list[tuple[Tensor, Tensor, Tensor]](), list[int]()
-    single = list[tuple[Tensor, Tensor, Tensor]]()
+    rows, owners = list[Row](), list[int]()
+    single = list[Row]()
     for owner, (example, one) in enumerate(zip(examples, plain, strict=True)):
         if not len(one.latents):
             continue
@@ -280,7 +288,7 @@ def _made(
         planned = [len(latent.groups) for latent in example.views["latent"].latents]
         for made, fed in zip(one.latents.split(one.runs), oracle.split(planned), strict=False):
             single += [(latent, target, rows[-1][2]) for latent, target in zip(made, fed, strict=False)]
-    return _Judged(rows, owners), Compared.of(*_columns(single))
+    return _Judged(rows, owners), single
 
 
 @enough_memory("a single trajectory")
@@ -290,7 +298,7 @@ def _predicted(insides: Insides, objective: Pearl, losses: Losses, examples: Ite
     if not objective.jepa or not isinstance(losses, PearlLosses):
         raise PearlError(f"{insides.subject.name} was trained without L_JEPA, so it predicts no embedding")
     learner = insides.learner(losses)
-    rows, owners = list[tuple[Tensor, Tensor, Tensor]](), list[int]()
+    rows, owners = list[Row](), list[int]()
     for owner, example in enumerate(examples):
         batch = insides.batch([example])
         states = learner.states(batch)
@@ -319,6 +327,6 @@ def _evidence(
         questions=len(usable),
         left_out=left_out,
         embeddings=Compared.of(embeddings, targets, control),
-        retrieval=found_among(embeddings, control, targets, asked),
-        answers=read_answers(embeddings, control, targets, asked),
+        retrieval=measure_retrieval(embeddings, control, targets, asked),
+        answers=measure_probe(embeddings, control, targets, asked),
     )  # fmt: skip

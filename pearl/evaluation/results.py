@@ -37,7 +37,7 @@ PARTS = ("models", "modes", "benchmarks")
 RUN_FILE = "run.json"
 MAX_NAME = 100
 PLACE = "place"
-"""Where a benchmark lies: it may lie elsewhere when a run is gone on with, if its questions are the same."""
+"""Where a benchmark lies: it may lie elsewhere when a run is resumed, if its questions are the same."""
 LIBRARIES = ("pearl-vlm", "torch", "transformers", "peft", "numpy", "pillow")
 
 _CALL = pa.struct([(name, pa.string()) for name in ("tool", "arguments", "fault", "observation")])
@@ -63,7 +63,7 @@ _COLUMNS = pa.schema(
 
 
 class ResultsError(PearlError, ValueError):
-    """Results that cannot be read, or not be gone on with; the message names the file and the reason."""
+    """Results that cannot be read, or not be resumed; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,11 @@ class Results:
                 of other questions or weights, or in another way; or another process is filling it.
         """
         results = cls(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            results._lock.acquire()
+        except Timeout as error:
+            raise ResultsError(f"{folder} is being filled by another process: give another folder") from error
         run, asked = folder / RUN_FILE, _as_json(setup)
         if not run.exists() and results._folder.exists():
             raise ResultsError(f"{folder} holds predictions, but no {RUN_FILE} that says of what: give another folder")
@@ -122,14 +127,10 @@ class Results:
             if changed := _differences(before, asked):
                 raise ResultsError(f"{folder} holds results of something else: {'; '.join(changed)}")
             asked = _merged(before, asked)
-        results._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            results._lock.acquire()
-        except Timeout as error:
-            raise ResultsError(f"{folder} is being filled by another process: give another folder") from error
         for journal in results._folder.glob("*.jsonl"):
             _drop_cut_off_line(journal)
         _write_json(run, {"results_format": FORMAT, **asked, "sittings": [*sittings, surroundings()]})
+        results._folder.mkdir(exist_ok=True)
         return results
 
     def predictions(self, key: Key) -> list[Prediction]:

@@ -28,8 +28,8 @@ from pearl.evaluation.results import PLACE, Results, Setup, StoredResults, read_
 from pearl.evaluation.scoring import choice_of
 from pearl.evaluation.statistics import Key, Summary, summarise
 from pearl.evaluation.subject import Subject
-from pearl.trainer.callbacks import tell
 from pearl.trainer.config import Precision
+from pearl.trainer.console import tell
 
 OF_MODE: dict[Mode, tuple[str, ...]] = {
     "tools": ("tools", "tool_settings", "max_calls", "max_tool_pixels", "tool_prompt"),
@@ -178,7 +178,7 @@ class Asked:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a run is gone on with; where the benchmark lies may change."""
+        """What must be the same when a run is resumed; where the benchmark lies may change."""
         digest = hashlib.sha256()
         for one in self.questions:
             words = (one.id, one.category, one.prompt, one.options, one.answer, one.opening, one.max_new_tokens)

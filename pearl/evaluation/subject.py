@@ -19,8 +19,9 @@ from pearl.errors import PearlError
 from pearl.tools.models import default_device
 from pearl.torch_setup import is_out_of_memory, prepare_torchvision
 from pearl.trainer.config import Precision
-from pearl.trainer.models import BUILT_IN, ModelError, place_of, quiet_transformers, refuse_pickle
-from pearl.trainer.publish import SETTINGS, Training, read_training
+from pearl.trainer.model_folder import MODEL_SETTINGS, Training, read_training
+from pearl.trainer.models import BUILT_IN, ModelError, explained, place_of, quiet_transformers, refuse_pickle
+from pearl.trainer.views import special_ids
 
 Message = dict[str, Any]
 Ended = Literal["turn", "limit", "too long"]
@@ -33,7 +34,7 @@ class SubjectError(PearlError, RuntimeError):
     """A model that cannot be asked; the message says why and what to do."""
 
 
-class Refused(SubjectError):
+class ChatRefused(SubjectError):
     """A conversation that the model's processor or chat template does not take.
 
     Attributes:
@@ -60,7 +61,7 @@ def enough_memory(said: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class Chat:
     """What a model is to go on from.
 
     Attributes:
@@ -141,7 +142,7 @@ class Subject:
         where = place_of(name)
         refuse_pickle(where, allow_pickle)
         chosen = default_device(None if device == "auto" else device)
-        try:
+        with explained(name):
             processor = AutoProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
             with quiet_transformers():
                 loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -150,13 +151,11 @@ class Subject:
                 )  # fmt: skip
             model, found = loaded
             model = model.to(chosen)
-        except Exception as error:  # a damaged folder makes transformers raise anything
-            raise ModelError(f"the model {name} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
         if missing := sorted(found["missing_keys"]):
             raise ModelError(f"{name} lacks {len(missing)} of its model's weights, such as {missing[0]}")
         if getattr(processor, "tokenizer", None) is None:
             raise ModelError(f"{name} has no processor for images and text, only a {type(processor).__name__}")
-        settings = _file(name, model, SETTINGS)
+        settings = _file(name, model, MODEL_SETTINGS)
         return cls(model, processor, name, None if settings is None else read_training(settings))
 
     def file(self, name: str) -> Path | None:
@@ -181,7 +180,7 @@ class Subject:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def render(self, conversation: Conversation, *, prompted: bool = True) -> str:
+    def render(self, conversation: Chat, *, prompted: bool = True) -> str:
         """The conversation as its chat template writes it, up to where the assistant goes on if `prompted`.
 
         Control tokens that a text spells are taken apart (`< image>`), so that neither a question nor a model's words
@@ -205,7 +204,7 @@ class Subject:
         """Whether its chat template, beside an image, tells the model of these specifications."""
         ask: list[Message] = [{"role": "user", "content": [_image(picture), _text("?")]}]
         try:
-            return self.render(Conversation(ask, tools=tuple(tools))) != self.render(Conversation(ask))
+            return self.render(Chat(ask, tools=tuple(tools))) != self.render(Chat(ask))
         except SubjectError:
             return False
 
@@ -214,14 +213,14 @@ class Subject:
         word = "instruction"
         try:
             told = [{"role": "system", "content": [_text(word)]}, {"role": "user", "content": [_text("?")]}]
-            return word in self.render(Conversation(told))
+            return word in self.render(Chat(told))
         except SubjectError:
             return False
 
     def refusal(self, image: Image.Image) -> str:
         """Why its processor does not take an image of this size; empty where it does."""
         try:
-            self._inputs([Conversation([{"role": "user", "content": [_image(image)]}])])
+            self._inputs([Chat([{"role": "user", "content": [_image(image)]}])])
         except Exception as error:  # an image processor may raise anything
             return " ".join(str(error).split())[:200] or type(error).__name__
         return ""
@@ -230,11 +229,11 @@ class Subject:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.inference_mode()
-    def say(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Said]:
+    def say(self, conversations: Sequence[Chat], max_new_tokens: int) -> list[Said]:
         """Goes on from each conversation, as one batch: always the likeliest token, without any penalty.
 
         Raises:
-            Refused: the processor or chat template does not take a conversation.
+            ChatRefused: the processor or chat template does not take a conversation.
             SubjectError: out of memory.
         """
         if not conversations:
@@ -268,7 +267,7 @@ class Subject:
         text = self._tokenizer.decode(words, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return Said((opening + text).strip(), length, len(said), "limit" if stop is None else "turn")
 
-    def _checked_inputs(self, conversations: Sequence[Conversation]) -> Any:
+    def _checked_inputs(self, conversations: Sequence[Chat]) -> Any:
         try:
             return self._inputs(conversations)
         except (ValueError, TypeError, SubjectError) as error:
@@ -276,10 +275,10 @@ class Subject:
                 try:
                     self._inputs([conversation])
                 except (ValueError, TypeError, SubjectError) as culprit:
-                    raise Refused(index, " ".join(str(culprit).split())[:400]) from culprit
+                    raise ChatRefused(index, " ".join(str(culprit).split())[:400]) from culprit
             raise SubjectError(f"the processor of {self.name} does not take the batch: {error}") from error
 
-    def _inputs(self, conversations: Sequence[Conversation]) -> Any:
+    def _inputs(self, conversations: Sequence[Chat]) -> Any:
         """The processor's batch, padded on the left; images nested by conversation, since LLaVA-OneVision preprocesses
         one that is alone in another way than one of several."""
         texts = [self.render(conversation) for conversation in conversations]
@@ -329,7 +328,7 @@ class Subject:
         word = "answered"
         turns = [{"role": "user", "content": [_text("?")]}, {"role": "assistant", "content": [_text(word)]}]
         try:
-            after = self.render(Conversation(turns), prompted=False).rpartition(word)[2]
+            after = self.render(Chat(turns), prompted=False).rpartition(word)[2]
         except SubjectError:
             return None
         found = self._control_words.match(after.lstrip())
@@ -340,9 +339,7 @@ def _control_tokens(processor: Any) -> dict[str, int]:
     """The tokens that only a chat template may write, by their text; tokens around tool calls are a model's words,
     whether or not its tokenizer calls them special."""
     tokenizer = processor.tokenizer
-    special = set(tokenizer.all_special_ids)
-    special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    found = {str(tokenizer.convert_ids_to_tokens(token)): int(token) for token in special}
+    found = {str(tokenizer.convert_ids_to_tokens(token)): int(token) for token in special_ids(tokenizer)}
     for name, word in vars(processor).items():
         if name.endswith("_token") and isinstance(word, str) and word in tokenizer.get_vocab():
             found[word] = int(tokenizer.convert_tokens_to_ids(word))

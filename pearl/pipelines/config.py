@@ -18,8 +18,6 @@ from pearl.tools import Toolbox
 
 BYTE_CHANGING = ("pearl-vlm", "numpy", "pillow", "opencv-python-headless", "torch", "transformers", "pyarrow")
 
-
-BUILT_IN = frozenset({"photos", "scenes", "coco", "folder", "parquet", "hf"})
 READ_BY = {
     "skills": ("--skill", {"scenes"}), "images": ("--images", {"coco"}), "questions": ("--questions", {"coco"}),
     "columns": ("--columns", {"parquet", "hf"}),
@@ -57,15 +55,21 @@ class GenerateConfig:
             raise ConfigError(f"shard size {self.shard_size}: at least 1")
         if len(set(self.sources)) != len(self.sources):
             raise ConfigError(f"a source stands twice: {', '.join(self.sources)}")
+        self._refuse_idle_options()
+
+    def _refuse_idle_options(self) -> None:
+        """
+        Raises:
+            ConfigError: an option is given that none of the sources reads.
+        """
         kinds = {spec.partition(":")[0] for spec in self.sources}
         if self.source_options.annotation.annotators and "folder" not in kinds:
             raise ConfigError("--annotate is for images without annotation: --source folder:DIR")
-        if kinds <= BUILT_IN:  # another package's source may read any option
-            for name, (option, readers) in READ_BY.items():
-                if getattr(self.source_options, name) and not kinds & readers:
-                    raise ConfigError(
-                        f"{option} is read by {' and '.join(sorted(readers))}, and the source is {', '.join(sorted(kinds))}"
-                    )
+        for name, (option, readers) in READ_BY.items():
+            if getattr(self.source_options, name) and not kinds & readers:
+                raise ConfigError(
+                    f"{option} is read by {' and '.join(sorted(readers))}, and the source is {', '.join(sorted(kinds))}"
+                )
 
     def open_sources(self) -> list[Source]:
         return [open_source(spec, self.source_options) for spec in self.sources]

@@ -59,11 +59,13 @@ def generate(
     out = out.absolute()
     directory = RunDirectory(out, config.source_options.split)
     check_endpoint(config, engine.endpoint)
+    previous = _admit(directory, config, policy)
     settings = _settings(config)
-    _admit(directory, settings, policy)
+    _refuse_another_recipe(directory, previous, settings)
     directory.create()
     with _locked(directory):
-        _admit(directory, settings, policy)  # again: another process may have been here meanwhile
+        previous = _admit(directory, config, policy)  # again: another process may have been here meanwhile
+        _refuse_another_recipe(directory, previous, settings)
         if policy.overwrite:
             _replace(directory, config, settings)
         directory.sweep()
@@ -78,7 +80,7 @@ def generate(
 
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:
-    """What is kept beside a run, and compared before it is resumed."""
+    """What is kept beside a run, and compared before it is resumed; files of sources are hashed for it."""
     made_by = recipe(config)
     return {"config": config.as_json(), "recipe": made_by, "fingerprint": fingerprint(made_by)}
 
@@ -107,8 +109,12 @@ def _replace(directory: RunDirectory, config: GenerateConfig, settings: dict[str
         listed.unlink(missing_ok=True)
 
 
-def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPolicy) -> None:
-    """Refuses an output that is there and is not to be continued or replaced; changes nothing."""
+def _admit(directory: RunDirectory, config: GenerateConfig, policy: OutputPolicy) -> dict[str, Any] | None:
+    """Refuses an output that is there and is not to be continued or replaced; changes nothing, and needs no recipe.
+
+    Returns:
+        The settings of the run that is continued, if one is.
+    """
     with faults_explained(directory.root):
         previous = read_json(directory.settings)
     if directory.single_file and directory.single_file.is_dir():
@@ -118,17 +124,20 @@ def _admit(directory: RunDirectory, settings: dict[str, Any], policy: OutputPoli
         for path in filter(None, (directory.single_file, directory.root)):
             if path != replaceable and _is_occupied(path):
                 raise RunError(f"{path} is there already and is no run of pearl-gen; choose another --out")
-        return
+        return None
     if policy.overwrite:
-        return
+        return None
     if not policy.resume:
         state = "a finished run" if directory.manifest.exists() else "an unfinished run"
         raise RunError(f"{directory.root} holds {state}: --resume continues it, --overwrite starts anew")
-    if previous["config"] != settings["config"]:
-        raise RunError(
-            f"{directory.root} was made with another configuration; it cannot be resumed:\n{_differences(previous['config'], settings['config'])}"
-        )
-    if previous["fingerprint"] != settings["fingerprint"]:
+    if previous["config"] != config.as_json():
+        changes = _differences(previous["config"], config.as_json())
+        raise RunError(f"{directory.root} was made with another configuration; it cannot be resumed:\n{changes}")
+    return previous
+
+
+def _refuse_another_recipe(directory: RunDirectory, previous: dict[str, Any] | None, settings: dict[str, Any]) -> None:
+    if previous is not None and previous["fingerprint"] != settings["fingerprint"]:
         changes = _differences(previous["recipe"], settings["recipe"])
         raise RunError(
             f"{directory.root} was made with other inputs, models or versions; it cannot be resumed:\n{changes}"
@@ -254,8 +263,10 @@ def preview(config: GenerateConfig, out: Path, policy: OutputPolicy) -> dict[str
     Raises:
         RunError: `generate` would refuse.
     """
+    there = RunDirectory(out.absolute(), config.source_options.split)
+    previous = _admit(there, config, policy)
     settings = _settings(config)
-    _admit(RunDirectory(out.absolute(), config.source_options.split), settings, policy)
+    _refuse_another_recipe(there, previous, settings)
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "preview", config.source_options.split)
         directory.create()

@@ -125,8 +125,8 @@ class Toolbox:
         try:
             type(self._tools[call.tool]).Arguments.model_validate_json(json.dumps(arguments), strict=True)
         except ValidationError:
-            parsed = self.parse(call).model_dump(mode="json")
-            return ToolCall(call.tool, {name: parsed[name] for name in arguments})
+            parsed = self.parse(call).model_dump(mode="json", by_alias=True)
+            return ToolCall(call.tool, {name: parsed.get(name, given) for name, given in arguments.items()})
         return call
 
 

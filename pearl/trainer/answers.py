@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from pearl.images import ImageError
 from pearl.records import Trajectory
@@ -37,11 +36,7 @@ def answer_accuracy(
             continue
         batch = packer([options]).to(device)
         states = learner.states(batch)
-        scores = []
-        for number in range(len(trajectory.choices)):
-            place = batch.places[str(number)]
-            logits = states.head(states.of(str(number), place.supervised - 1)).float()
-            scores.append(-F.cross_entropy(logits, place.ids[place.supervised], reduction="sum").item())
+        scores = [-states.next_token(str(number)).item() for number in range(len(trajectory.choices))]
         right.append(trajectory.choices[scores.index(max(scores))] == trajectory.answer)
         chance.append(1 / len(trajectory.choices))
     learner.train(was_training)

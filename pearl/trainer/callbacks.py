@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from tqdm import tqdm
 
 from pearl.files import whole_file
 from pearl.torch_setup import prepare_torchvision
+from pearl.trainer.console import tell
 from pearl.trainer.data import GroupedOrder
 from pearl.trainer.run_directory import COMPLETE, checkpoints
 
@@ -22,17 +21,6 @@ from transformers import TrainerCallback  # noqa: E402
 
 if TYPE_CHECKING:
     from transformers import TrainerState
-
-
-def is_first() -> bool:
-    """Whether this is the first of a run's processes, also before these are joined."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def tell(text: str) -> None:
-    """A line for the user, of the first process, above the bar if there is one."""
-    if is_first():
-        tqdm.write(text, file=sys.stderr)
 
 
 def loss_text(figures: Mapping[str, float], prefix: str = "") -> str:

@@ -15,13 +15,13 @@ from pearl.parquet import place_and_split
 from pearl.trainer.config import TrainConfig, make_config
 from pearl.trainer.conversation import template_names
 from pearl.trainer.models import BUILT_IN
+from pearl.trainer.objectives.encoders import LOCAL
 from pearl.trainer.preparation import check_names
 from pearl.trainer.run_directory import alone_in, claim, write_json
 from pearl.trainer.train import Report
 
 REPORT = "report.json"
 """What the workers leave for the driver: the report, or the error that ends the run."""
-TIMM_FOLDER = "timm:local-dir:"
 
 
 class ClusterError(PearlError, RuntimeError):
@@ -135,7 +135,7 @@ def from_anywhere(config: TrainConfig) -> TrainConfig:
     """The same settings for processes that run in other folders: local paths absolute, names and Hub ids as they are."""
     options = dict(config.objective_options)
     if isinstance(encoder := options.get("target_encoder"), str):
-        before = TIMM_FOLDER if encoder.startswith(TIMM_FOLDER) else ""
+        before = LOCAL if encoder.startswith(LOCAL) else ""
         options["target_encoder"] = before + _absolute(encoder.removeprefix(before))
     return replace(
         config,

@@ -13,7 +13,7 @@ from pearl.errors import PearlError
 
 Tune = Literal["auto", "full", "lora"]
 Precision = Literal["auto", "bf16", "fp32"]
-Attention = Literal["sdpa", "eager"]
+AttentionImplementation = Literal["sdpa", "eager"]
 
 POSITIVE = (
     "batch_size", "accumulation", "epochs", "max_steps", "learning_rate", "lora_rank", "lora_alpha", "log_steps",
@@ -91,7 +91,7 @@ class TrainConfig:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_tokens: int | None = None
-    attention: Attention = "sdpa"
+    attention: AttentionImplementation = "sdpa"
     tree: bool = True
     data_workers: int | None = None
     seed: int = 0
@@ -127,10 +127,10 @@ FREE_TO_CHANGE = frozenset(
         "precision", "gradient_checkpointing", "attention", "tree",
     }
 )  # fmt: skip
-"""What a resumed run may have otherwise than the run that it continues: the weights do not depend on it, but for
-rounding."""
+"""What may change on `--resume`: the weights depend on it by rounding, and dropout's masks, at most."""
 TOGETHER = ("batch_size", "accumulation")
-"""And these, as long as their product stays: as many trajectories an update, in the same order."""
+"""And these, as long as their product stays (as many trajectories an update, in the same order) and the objective does
+not compare the trajectories of a forward."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -184,9 +184,10 @@ def checked(kind: type, values: Mapping[str, Any], where: str, complete: bool = 
     return found
 
 
-def differences(config: TrainConfig, other: Mapping[str, Any]) -> list[str]:
-    """The settings that a resumed run may not have changed but has, as `name: before → now`."""
+def differences(config: TrainConfig, other: Mapping[str, Any], regroup: bool = True) -> list[str]:
+    """The settings that a resumed run may not have changed but has, as `name: before → now`; `regroup`: an update's
+    trajectories may be divided among other forwards."""
     mine = json.loads(json.dumps(config.to_json()))
-    same = math.prod(mine[name] for name in TOGETHER) == math.prod(other.get(name, 0) for name in TOGETHER)
+    same = regroup and math.prod(mine[name] for name in TOGETHER) == math.prod(other.get(name, 0) for name in TOGETHER)
     names = sorted((mine.keys() | other.keys()) - FREE_TO_CHANGE.union(TOGETHER if same else ()))
     return [f"{n}: {other.get(n)} → {mine.get(n)}" for n in names if mine.get(n) != other.get(n)]

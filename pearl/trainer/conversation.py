@@ -1,6 +1,6 @@
 """A trajectory as turns of a conversation, in words that a template gives.
 
-The turns are the full view; the other views (DESIGN: source, target, direct) are other choices among the same words.
+`full()` is the whole conversation; the source, target and direct views (docs/training.md) use its parts.
 """
 
 from __future__ import annotations

@@ -25,13 +25,14 @@ from pearl.images import ImageError
 from pearl.parquet import DataError, from_row, missing_shards, open_parquet, resolve_split, schema
 from pearl.randomness import generator
 from pearl.records import Trajectory
+from pearl.torch_setup import is_out_of_memory
 from pearl.trainer.conversation import Conversation, Template
 from pearl.trainer.objectives.base import Objective
 from pearl.trainer.packing import Example
 from pearl.trainer.views import ViewEncoder
 
 MAX_DRAWS = 100
-"""Of what stands in for a trajectory that cannot be used."""
+"""How many rows are tried in the place of one that cannot be used, itself included, before the run stops."""
 SAMPLED = 64
 """Trajectories whose words tell how many tokens a character makes."""
 
@@ -221,21 +222,22 @@ class Examples(Dataset[Drawn]):
         if index < 0:
             return Drawn(self[-1 - index].example.silent())
         refused: dict[int, Refused] = {}
+        cause: Exception | None = None
         for attempt in range(MAX_DRAWS):
             row = self.rows[self._substitute(index, attempt) if attempt else index]
             if row in refused:
                 continue
             try:
                 return Drawn(self.example(self.table[row]), tuple(refused.values()))
-            except MemoryError:
-                raise
             except Exception as error:  # what others wrote may hold anything: the others are trained on
-                kind = "" if isinstance(error, PearlError) else f"{type(error).__name__}: "
+                if isinstance(error, OSError) or is_out_of_memory(error):
+                    raise
+                cause, kind = error, "" if isinstance(error, PearlError) else f"{type(error).__name__}: "
                 refused[row] = Refused(str(self.table.table["id"][row].as_py()), row, f"{kind}{error}")
         last = refused[next(reversed(refused))]
         raise DataError(
             f"{len(refused)} trajectories in a row cannot be used; the last: {last.id}, row {last.row}: {last.reason}"
-        )
+        ) from cause
 
     def _substitute(self, index: int, attempt: int) -> int:
         return int(generator("substitute", self.seed, index, attempt).integers(len(self.rows)))
@@ -271,10 +273,8 @@ class Examples(Dataset[Drawn]):
 
 
 def with_stand_ins(indices: Iterable[int], multiple: int) -> list[int]:
-    """Indices, and after them stand-ins for the last one, `-1 - index`, until there are a multiple of so many.
-
-    So every process of several gets as many full batches, and none gets an example twice that counts twice.
-    """
+    """Indices, padded to a multiple with `-1 - last`: a negative index gives an example without labels, so that every
+    process gets as many batches and nothing counts twice."""
     real = list(indices)
     return real + [-1 - index for index in real[-1:]] * (-len(real) % multiple)
 

@@ -95,7 +95,7 @@ class Family:
     """The kinds of language layers whose masks it makes."""
     vision_types: ClassVar[frozenset[str]] = frozenset()
     """The vision towers whose images it collates; empty: those that the family comes with."""
-    differs_among_others: ClassVar[bool] = False
+    differs_when_several: ClassVar[bool] = False
     """Whether an image is preprocessed in another way where a conversation has several."""
     keeps_sizes: ClassVar[bool] = False
     """Whether larger images have more visual tokens, a number that the image processor tells from their size."""
@@ -110,11 +110,11 @@ class Family:
     def visual_token_id(self, processor: Any) -> int:
         return int(processor.tokenizer.convert_tokens_to_ids(self.visual_token(processor)))
 
-    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
+    def preprocess(self, processor: Any, pixels: Tensor, *, several: bool = False) -> Any:
         """The image processor's output for one image, uint8 (3, height, width).
 
         Args:
-            among: As it stands among others, where `differs_among_others`.
+            several: As it is where a conversation has several, for families of which `differs_when_several` says so.
         """
         return self._processed(processor, [pixels])
 
@@ -129,6 +129,7 @@ class Family:
         return {name: torch.cat([image[name] for image in images]) for name in images[0]}
 
     def visual(self, core: nn.Module, inputs: Mapping[str, Tensor]) -> Visual:
+        """Runs the vision tower and the projector on collated images."""
         output: Any = core.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
         return Visual(_rows(output.pooler_output))
 
@@ -151,15 +152,15 @@ class Family:
         return core.get_submodule(self.language_part)
 
     def run(
-        self, core: nn.Module, embeds: Tensor, positions: Tensor, attention: Attention, visual: Visual, where: Tensor,
-        index: Tensor, cache: Any = None,
+        self, core: nn.Module, embeds: Tensor, positions: Tensor, attention: Attention, visual: Visual, visual_at: Tensor,
+        visual_of: Tensor, cache: Any = None,
     ) -> Tensor:  # fmt: skip
         """Final-layer, post-norm states (R, T, H); a cache grows in place.
 
         Args:
             embeds: (R, T, H).
             positions: (D, R, T).
-            where: (M,) flat indices of visual tokens in R × T, ascending; `index` (M,) says which of `visual` each is.
+            visual_at: (M,) flat indices of visual tokens in R × T, ascending; `visual_of` (M,): which of `visual` each is.
             cache: Keys and values of what stands before these tokens; None: nothing is kept.
         """
         output: Any = self.language(core)(
@@ -169,18 +170,20 @@ class Family:
             past_key_values=cache,
             use_cache=cache is not None,
             return_dict=True,
-            **self.deep_inputs(embeds, visual, where, index),
+            **self.deep_inputs(embeds, visual, visual_at, visual_of),
         )
         states: Tensor = output.last_hidden_state
         return states
 
     def position_ids(self, positions: Tensor) -> Tensor:
+        """From (D, R, T) what the language model takes: (R, T), or (3, R, T) for M-RoPE."""
         return positions[0]
 
     def mask(self, core: nn.Module, attention: Attention, dtype: torch.dtype) -> Any:
+        """What the language model takes as `attention_mask`: additive (R, 1, T, S + T), or that by layer type."""
         return additive(attention.allowed, dtype)
 
-    def deep_inputs(self, embeds: Tensor, visual: Visual, where: Tensor, index: Tensor) -> dict[str, Any]:
+    def deep_inputs(self, embeds: Tensor, visual: Visual, visual_at: Tensor, visual_of: Tensor) -> dict[str, Any]:
         return {}
 
 
@@ -224,12 +227,12 @@ class Qwen3VL(QwenVL):
         output: Any = core.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
         return Visual(_rows(output.pooler_output), tuple(_rows(layer) for layer in output.deepstack_features))
 
-    def deep_inputs(self, embeds: Tensor, visual: Visual, where: Tensor, index: Tensor) -> dict[str, Any]:
-        if not len(where):
+    def deep_inputs(self, embeds: Tensor, visual: Visual, visual_at: Tensor, visual_of: Tensor) -> dict[str, Any]:
+        if not len(visual_at):
             return {}
         mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        mask.view(-1)[where] = True
-        return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[index] for layer in visual.deep]}
+        mask.view(-1)[visual_at] = True
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[visual_of] for layer in visual.deep]}
 
 
 class Idefics3(Family):
@@ -240,7 +243,7 @@ class Idefics3(Family):
     projector_parts = ("connector",)
     language_part = "text_model"
 
-    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
+    def preprocess(self, processor: Any, pixels: Tensor, *, several: bool = False) -> Any:
         inputs = super().preprocess(processor, pixels)
         (rows,), (columns,) = inputs["rows"][0], inputs["cols"][0]
         return {**inputs, "tiles": torch.tensor([rows or 1, columns or 1])}
@@ -260,10 +263,10 @@ class LlavaOnevision(Family):
     2408.03326, section 3.2)."""
 
     projector_parts = ("multi_modal_projector", "image_newline")
-    differs_among_others = True
+    differs_when_several = True
 
-    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
-        if not among:
+    def preprocess(self, processor: Any, pixels: Tensor, *, several: bool = False) -> Any:
+        if not several:
             return self._processed(processor, [pixels])
         inputs = self._processed(processor, [pixels, pixels[:, :2, :2]])  # the second only makes them several
         return {**inputs, **{name: inputs[name][:1] for name in ("pixel_values", "image_sizes")}}
@@ -337,7 +340,7 @@ class InternVL(Llava):
 
     vision_types = frozenset()
 
-    def preprocess(self, processor: Any, pixels: Tensor, *, among: bool = False) -> Any:
+    def preprocess(self, processor: Any, pixels: Tensor, *, several: bool = False) -> Any:
         from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
         inputs, settings = super().preprocess(processor, pixels), processor.image_processor

@@ -44,7 +44,7 @@ class Learner(nn.Module):
         return sorted(present.intersection(self.base._no_split_modules or ()))
 
     def tie_weights(self) -> None:
-        """What accelerate's sharding parts, as models of transformers have it."""
+        """Called by accelerate, whose sharding separates input embeddings and head."""
         self.base.tie_weights()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -53,29 +53,30 @@ class Learner(nn.Module):
         return terms
 
     def states(self, batch: Batch) -> States:
-        """
+        """Runs a batch: the final-layer states of its rows, then, without gradients, those of the target views' rows.
+
         Raises:
             PearlError: a cache is needed, and gradient checkpointing would drop it.
         """
         core = self.base.model
         visual = self.family.visual(core, batch.images)
         embeds, latents = self._embeds(batch.main, visual)
-        cache = self._empty_cache("target views behind the trunk") if batch.shared else None
+        cache = self._empty_cache("target views behind the trunk") if batch.cached_tokens else None
         if self.losses.recurrent:
             main = self._recurrent(batch.main, embeds, visual)
             latents = main[batch.main.latent_at - 1]
         else:
             main = self._run(batch.main, embeds, visual, Attention.among(batch.main.tokens), cache)
-        after = main.new_empty(0)
-        if batch.after is not None:
+        targets = main.new_empty(0)
+        if (rows := batch.target_rows) is not None:
             cached = None
             if cache is not None:
-                cache.crop(batch.shared - batch.main.ids.shape[1])
-                cached = batch.main.tokens.first(batch.shared)
+                cache.crop(batch.cached_tokens - batch.main.ids.shape[1])
+                cached = batch.main.tokens.first(batch.cached_tokens)
             with torch.no_grad():
-                attention = Attention.among(batch.after.tokens, cached)
-                after = self._run(batch.after, self._embeds(batch.after, visual)[0], visual, attention, cache)
-        return States(batch, main, after, embeds.flatten(0, 1), latents, self.base.get_output_embeddings())
+                attention = Attention.among(rows.tokens, cached)
+                targets = self._run(rows, self._embeds(rows, visual)[0], visual, attention, cache)
+        return States(batch, main, targets, embeds.flatten(0, 1), latents, self.base.get_output_embeddings())
 
     def _run(self, rows: Rows, embeds: Tensor, visual: Visual, attention: Attention, cache: Any) -> Tensor:
         states = self.family.run(
@@ -114,7 +115,7 @@ class Learner(nn.Module):
         return torch.cat(states)[torch.cat(order).argsort()]
 
     def _idle(self, rows: Rows, embeds: Tensor, visual: Visual) -> Tensor:
-        """A run of one token, for others' sake."""
+        """A forward of one token whose result nobody needs: this process makes as many as the others (`in_step`)."""
         first = Tokens(*(getattr(rows.tokens, field.name)[:1, :1] for field in fields(Tokens)))
         none = rows.visual_at[:0]
         return self.family.run(

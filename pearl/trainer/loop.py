@@ -19,7 +19,7 @@ from pearl.files import whole_file
 from pearl.randomness import generator
 from pearl.torch_setup import is_out_of_memory, prepare_torchvision
 from pearl.trainer.answers import answer_accuracy
-from pearl.trainer.callbacks import tell
+from pearl.trainer.console import tell
 from pearl.trainer.data import Drawn, GroupedOrder, Refused, with_stand_ins
 from pearl.trainer.learner import Learner
 from pearl.trainer.models import load_trained_state, trained_state
@@ -36,7 +36,7 @@ MAX_ANSWERS = 64
 
 
 class NanLoss(PearlError, RuntimeError):
-    """The loss is no number; the message names the trajectories of the step."""
+    """The loss is NaN or infinite; the message names the trajectories of the step."""
 
 
 class Collator:
@@ -155,7 +155,8 @@ class LearnerTrainer(Trainer):
         return norm
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
-        """Of several processes the others would wait for one that saves alone."""
+        """When memory does not suffice, a process that is alone saves the weights before this update; of several the others
+        would wait for it."""
         try:
             return super().training_step(*args, **options)
         except (RuntimeError, MemoryError) as error:
@@ -187,14 +188,14 @@ class LearnerTrainer(Trainer):
         what = "loss" if bad else "loss's gradient"
         among = ", ".join(one for ids in bad or [ids for ids, _ in forwards] for one in ids)
         raise NanLoss(
-            f"the {what} is no number in step {self.state.global_step + 1}, on {among}. --resume goes on from the "
+            f"the {what} is NaN or infinite in step {self.state.global_step + 1}, on {among}. --resume goes on from the "
             f"weights before it ({folder}): --precision fp32 may help. Else begin anew, with a lower --learning-rate or "
             "data without these"
         )
 
     @torch.no_grad()
     def _culprits(self, forward: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of a forward whose own loss is no number; all of it where none's is, or where a forward of one alone
+        """Those of a forward whose own loss is NaN or infinite; all of it where none's is, or where a forward of one alone
         would wait for the other processes."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return forward

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +23,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pearl.errors import PearlError
 from pearl.images import encode
+from pearl.machine import num_cores
 from pearl.records import EncodedImage
 from pearl.torch_setup import prepare_torchvision
 from pearl.trainer.config import Precision, TrainConfig
+from pearl.trainer.console import tell
 from pearl.trainer.conversation import ImagePart, Turn
 from pearl.trainer.families import FAMILIES, Family, Unknown, family_of
 from pearl.trainer.objectives.base import Objective
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 FULL_BELOW = 100_000_000
 BUILT_IN = "vlm-nano"
+MOST_END_TOKENS = 8
+"""Of a turn: a chat template may write more behind it than the views have."""
 
 
 def place_of(model: str | None) -> str:
@@ -66,7 +70,7 @@ def model_settings(config: TrainConfig) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     name = place_of(config.model)
-    with _explained(name):
+    with explained(name):
         settings = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
         if type(settings) not in AutoModelForImageTextToText._model_mapping and not config.trust_remote_code:
             raise ModelError(f"{name} is of the family {settings.model_type!r}, which is no vision-language model")
@@ -87,7 +91,7 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
 
     refuse_pickle(name, config.allow_pickle)
     code = {"trust_remote_code": config.trust_remote_code}
-    with _explained(name):
+    with explained(name):
         processor = AutoProcessor.from_pretrained(name, **code)
         with quiet_transformers():
             both: Any = AutoModelForImageTextToText.from_pretrained(
@@ -107,7 +111,7 @@ def load(config: TrainConfig, objective: Objective) -> Loaded:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """
     Raises:
         ModelError: in place of what transformers raises.
@@ -158,27 +162,28 @@ def check_unknown(vlm: Any, processor: Any, family: Unknown, name: str) -> None:
         raise ModelError(
             f"{name} is of the family {kind!r}, which cannot be trained here ({reason}); known: {known}"
         ) from error
-    if apart > 1e-3:
+    if not apart <= 1e-3:
         raise ModelError(
             f"{name} is of the family {kind!r}, whose positions or images work in a way of their own (states differ "
             f"by {apart:.0%}): it cannot be trained here; known: {known}"
         )
-    if head_apart > 1e-3:
+    if not head_apart <= 1e-3:
         raise ModelError(
             f"{name} is of the family {kind!r}, whose logits are not its head's alone (they differ by {head_apart:.0%}, "
             f"as where they are scaled or capped): it cannot be trained here; known: {known}"
         )
-    print(
+    tell(
         f"note: nothing is known about the family {kind!r} (or its layers), so each view has a row of its own: slower; "
-        "on an example its states and logits are right",
-        file=sys.stderr,
+        "on an example its states and logits are right"
     )
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
-    """How far (T, N) and a longer or shorter (T', N) differ where both have tokens, the last of which may end a turn
-    otherwise; of the largest value."""
+    """The largest difference of (T, N) and (T', N) on the tokens that both have, but for the last, since turns may end
+    differently; relative to the largest of `theirs`."""
     shared = min(len(ours), len(theirs)) - 1
+    if abs(len(ours) - len(theirs)) > MOST_END_TOKENS:
+        return math.inf
     return float((ours[:shared] - theirs[:shared]).abs().max() / theirs.abs().max())
 
 
@@ -315,7 +320,7 @@ def data_workers(config: TrainConfig) -> int:
     """Of a process; on a CPU they would take the cores that train."""
     if config.data_workers is not None:
         return config.data_workers
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(4, max(0, cores - 1)) if torch.cuda.is_available() else 0
 
 
@@ -364,12 +369,12 @@ def trained_state(learner: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def frozen_digest(learner: nn.Module) -> str:
-    """Of the weights that are not trained, which a checkpoint does not hold: of each its name, and a sum over some."""
+    """Of the weights that are not trained, which a checkpoint does not hold: of each its name, and some of it."""
     digest = hashlib.sha256()
     for name, weight in learner.named_parameters():
         if not weight.requires_grad:
-            some = weight.flatten()[: 1 << 12].double().sum().item()
-            digest.update(f"{name} {tuple(weight.shape)} {some!r} ".encode())
+            digest.update(f"{name} {tuple(weight.shape)} ".encode())
+            digest.update(weight.detach().flatten()[: 1 << 12].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -4,7 +4,7 @@ Views of a trajectory share what they begin with. In a *tree* the full view is a
 only the tokens after what it shares, as a branch that sees its own ancestors and itself, at the positions that it
 would have had alone. Without a tree each view is a row of its own; everything after that is the same.
 
-Views whose states are only targets (`Batch.after`) never take part in the row: they run later, without gradients, on
+Views whose states are only targets (`Batch.target_rows`) never take part in the row: they run later, without gradients, on
 the cache of the trunk's keys and values, and cost a forward of their own tokens.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pearl.trainer.families import Family, Tokens
-from pearl.trainer.views import ImageInputs, View, standing
+from pearl.trainer.views import ImageInputs, View, images_of_view
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Example:
 
     Attributes:
         id: The trajectory's, for messages.
-        views: By name; those of `after` give targets only.
+        views: By name; those of `targets` give targets only.
         extras: The objective's own tensors, by name; a batch concatenates them along the first dimension.
     """
 
     id: str
     images: tuple[ImageInputs, ...]
     views: Mapping[str, View]
-    after: frozenset[str] = frozenset()
+    targets: frozenset[str] = frozenset()
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -104,8 +104,8 @@ class Batch:
         sample_ids: The trajectories' ids, for messages.
         images: The vision tower's input; each distinct image of a trajectory once.
         main: The rows that are learned from.
-        after: The rows of views that give targets only, if any.
-        shared: How many of the first tokens of `main` they stand on, whose keys and values they take from its cache;
+        target_rows: The rows of views that give targets only, if any.
+        cached_tokens: How many of the first tokens of `main` they stand on, whose keys and values they take from its cache;
             0: they begin anew.
         places: Each view's, by name.
         extras: The objective's own tensors.
@@ -114,8 +114,8 @@ class Batch:
     sample_ids: tuple[str, ...]
     images: dict[str, Tensor]
     main: Rows
-    after: Rows | None
-    shared: int
+    target_rows: Rows | None
+    cached_tokens: int
     places: dict[str, Places]
     extras: dict[str, Tensor]
 
@@ -147,13 +147,13 @@ class Packer:
     multiple: int = 8
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        sources, start = list[_Source](), 0
+        sources, start = list[_ExampleTables](), 0
         for example in examples:
-            sources.append(_Source(self, example, start))
+            sources.append(_ExampleTables(self, example, start))
             start += sum(image.num_tokens for image in sources[-1].images)
         names = list(examples[0].views)
-        learned = [name for name in names if name not in examples[0].after]
-        targets = [name for name in names if name in examples[0].after]
+        learned = [name for name in names if name not in examples[0].targets]
+        targets = [name for name in names if name in examples[0].targets]
         trunk = learned[0]
         if self.tree:
             rows = [
@@ -168,24 +168,25 @@ class Packer:
         for name in learned:
             found = [(owner, row[name]) for owner, row in zip(owners, at, strict=True) if name in row]
             places[name] = _places([(sources[owner].views[name], where) for owner, where in found])
-        after, shared = None, 0
+        target_rows, cached_tokens = None, 0
         if targets:
             reuse = self.tree and self.reuse and len(targets) == 1
             rows = [[(name, source.cached(trunk, name) if reuse else 0)] for name in targets for source in sources]
-            shared = max(prefix for ((_, prefix),) in rows)
-            after, at = self._rows(sources * len(targets), rows, branch=len(learned) if shared else 0)
+            cached_tokens = max(prefix for ((_, prefix),) in rows)
+            branch = len(learned) if cached_tokens else 0
+            target_rows, at = self._rows(sources * len(targets), rows, branch)
             for number, name in enumerate(targets):
                 mine = at[number * len(sources) :][: len(sources)]
                 places[name] = _places([(s.views[name], row[name]) for s, row in zip(sources, mine, strict=True)])
         images = [image.tensors for source in sources for image in source.images]
         extras = {name: torch.cat([example.extras[name] for example in examples]) for name in examples[0].extras}
         return Batch(
-            tuple(example.id for example in examples), self.family.collate_images(images), main, after,
-            shared, places, extras,
+            tuple(example.id for example in examples), self.family.collate_images(images), main, target_rows,
+            cached_tokens, places, extras,
         )  # fmt: skip
 
     def _rows(
-        self, sources: Sequence[_Source], rows: Sequence[Sequence[tuple[str, int]]], branch: int = 0
+        self, sources: Sequence[_ExampleTables], rows: Sequence[Sequence[tuple[str, int]]], branch: int = 0
     ) -> tuple[Rows, list[dict[str, np.ndarray]]]:
         """Rows of (view, how much of it the trunk holds), the first of which is the trunk where `branch` is 0; and
         for each row where each view's tokens stand."""
@@ -202,7 +203,7 @@ class Packer:
         table[_IDS] = self.padding
         table[_ORDER] = np.arange(length)
         at: list[dict[str, np.ndarray]] = []
-        groups, latent_sources = list[np.ndarray](), list[np.ndarray]()
+        latent_sources = list[np.ndarray]()
         for number, (source, row, column) in enumerate(zip(sources, rows, columns, strict=True)):
             table[:, number, : column.shape[1]] = column
             at.append({})
@@ -212,9 +213,7 @@ class Packer:
                 stop += len(own)
                 trunk = at[number][row[0][0]][:prefix] if at[number] else np.full(prefix, -1)
                 at[number][name] = np.concatenate([trunk, own])
-                groups += source.latents(name)
-        for index, group in enumerate(groups):
-            latent_sources.append(np.full(len(group), index))
+                latent_sources += source.latents(name)
         flat = {name: torch.from_numpy(table[number].reshape(-1)) for number, name in enumerate(_NAMES)}
         visual_at, predictor_at = (torch.from_numpy(np.flatnonzero(table[kind] >= 0)) for kind in (_VISUAL, _PREDICTOR))
         ids, tokens = torch.from_numpy(table[_IDS]), [torch.from_numpy(table[k]) for k in range(_BRANCH, _BRANCH + 4)]
@@ -227,8 +226,8 @@ class Packer:
             predictor_at=predictor_at,
             predictor_of=flat["predictor"][predictor_at],
             latent_at=torch.from_numpy(np.flatnonzero(table[_LATENT] >= 0)),
-            latent_source=_joined(groups),
-            latent_group=_joined(latent_sources),
+            latent_source=_joined(latent_sources),
+            latent_group=_joined([np.full(len(one), number) for number, one in enumerate(latent_sources)]),
         ), at
 
 
@@ -237,12 +236,12 @@ _IDS, _BRANCH, _PREFIX, _ORDER, _BLOCK, _VISUAL, _PREDICTOR, _LATENT = range(8)
 _POSITIONS = 8
 
 
-class _Source:
+class _ExampleTables:
     """One example's views, with what each token is made of; `start` is its first visual token's number in the batch."""
 
     def __init__(self, packer: Packer, example: Example, start: int) -> None:
         self.views, self._example = example.views, example
-        shown = [image for view in self.views.values() for image in standing(example.images, view.images)]
+        shown = [image for view in self.views.values() for image in images_of_view(example.images, view.images)]
         shown += [example.images[latent.image] for view in self.views.values() for latent in view.latents]
         self.images = list({id(image): image for image in shown}.values())
         starts = start + np.cumsum([0, *(image.num_tokens for image in self.images)])
@@ -251,7 +250,7 @@ class _Source:
 
     def _table(self, packer: Packer, example: Example, view: View) -> np.ndarray:
         """(8 + D, T): the rows that `_NAMES` says, then the positions."""
-        images = standing(example.images, view.images)
+        images = images_of_view(example.images, view.images)
         positions = packer.family.positions(packer.core_config, view.visual, [image.tensors for image in images])
         table = np.full((_POSITIONS + len(positions), len(view)), -1, np.int64)
         table[_IDS], table[_ORDER], table[_POSITIONS:] = view.ids, np.arange(len(view)), positions

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pearl.trainer.callbacks import tell
 from pearl.trainer.config import ConfigError, TrainConfig
+from pearl.trainer.console import tell
 from pearl.trainer.conversation import Template, load_template
 from pearl.trainer.data import Examples, Table
 from pearl.trainer.families import FAMILIES, Unknown, family_of
@@ -52,7 +52,16 @@ class Prepared:
             "trajectories": f"{self.training.table.digest()} {self.held_out.table.digest()}",
             "template": hashlib.sha256(json.dumps(asdict(self.template)).encode()).hexdigest()[:16],
             "frozen weights": frozen_digest(self.learner),
+            "tokenizer, chat template or image sizes": self._tokens(),
         }
+
+    def _tokens(self) -> str:
+        """Of what the first trajectories come to."""
+        digest = hashlib.sha256()
+        for number in range(min(4, len(self.training))):
+            for view in self.training[number].example.views.values():
+                digest.update(view.ids.tobytes())
+        return digest.hexdigest()[:16]
 
 
 def check_names(config: TrainConfig) -> None:
@@ -65,7 +74,8 @@ def check_names(config: TrainConfig) -> None:
 
 
 def prepare(config: TrainConfig) -> Prepared:
-    """
+    """Loads data, model, template and objective, and checks that they go together.
+
     Raises:
         PearlError: data, model, template or objective cannot be used; before any work.
     """

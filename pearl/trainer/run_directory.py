@@ -12,10 +12,11 @@ from typing import Any
 from pearl import __version__
 from pearl.files import locked, whole_file
 from pearl.trainer.config import ConfigError, TrainConfig, differences
+from pearl.trainer.objectives.registry import make_objective
 
 COMPLETE = "complete"
 """A checkpoint's last file: without it the checkpoint was cut off, and is never resumed from."""
-SETTINGS = "config.json"
+RUN_SETTINGS = "config.json"
 LOGS = ("log.jsonl", "refused.jsonl", "tensorboard", "checkpoints")
 
 
@@ -34,7 +35,7 @@ def alone_in(out: Path) -> Iterator[None]:
 
 
 def claim(config: TrainConfig, out: Path, processes: int) -> None:
-    """Makes the folder, which is there, this run's. What is left of a run that came to no checkpoint is cleared away.
+    """Claims an existing folder for this run, and deletes what a run that reached no checkpoint left there.
 
     Raises:
         ConfigError: another run or something else is there, or the run to resume had other settings or another number
@@ -58,11 +59,12 @@ def claim(config: TrainConfig, out: Path, processes: int) -> None:
             shutil.rmtree(place)
         else:
             place.unlink()
-    write_json(out / SETTINGS, {"version": __version__, "processes": processes, "settings": config.to_json()})
+    write_json(out / RUN_SETTINGS, {"version": __version__, "processes": processes, "settings": config.to_json()})
 
 
 def record(resolved: TrainConfig, digests: Mapping[str, str], out: Path) -> None:
-    """Keeps what the settings came to, and digests of what they name, by what it is: it may change where it lies.
+    """Writes the resolved settings, and digests of what they name (data, template, frozen weights): what lies at a path may
+    have changed.
 
     Raises:
         ConfigError: the run to resume had others.
@@ -72,23 +74,24 @@ def record(resolved: TrainConfig, digests: Mapping[str, str], out: Path) -> None
     for name, digest in digests.items():
         if before.get("digests", digests).get(name) != digest:
             raise ConfigError(f"the run in {out} had other {name}: what lies there has changed since it was begun")
-    write_json(out / SETTINGS, {**before, "resolved": resolved.to_json(), "digests": digests})
+    write_json(out / RUN_SETTINGS, {**before, "resolved": resolved.to_json(), "digests": digests})
 
 
 def _refuse_changes(config: TrainConfig, before: Mapping[str, Any], out: Path) -> None:
-    if changed := differences(config, before):
+    alone = make_objective(config.objective, config.objective_options).least_batch == 1
+    if changed := differences(config, before, regroup=alone):
         raise ConfigError(f"the run in {out} had other settings: {'; '.join(changed)}")
 
 
 def _read(out: Path) -> dict[str, Any] | None:
-    path = out / SETTINGS
+    path = out / RUN_SETTINGS
     if not path.exists():
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found["settings"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{out} holds a {SETTINGS} of something else: give another --out") from error
+        raise ConfigError(f"{out} holds a {RUN_SETTINGS} of something else: give another --out") from error
     return found
 
 

@@ -30,7 +30,7 @@ def keep_in_step(learner: Learner) -> None:
     Raises:
         ConfigError: they would make different numbers.
     """
-    if learner.family.differs_among_others:
+    if learner.family.differs_when_several:
         raise ConfigError(
             "images of this family take each process another number of forwards, which FSDP and DeepSpeed do not "
             "allow: train without"
@@ -55,8 +55,8 @@ def fit_deepspeed(settings: dict[str, Any]) -> None:
 
 
 def whole(prepared: Prepared, first: bool) -> Prepared:
-    """Of processes that have a shard of the weights each, the first gets the model whole: what was trained from all of
-    them, the rest from where it was loaded."""
+    """The full model on the first of processes that have a shard each: trained weights are gathered, frozen ones loaded
+    again. Every process must call it."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     state = trained_state(prepared.learner)

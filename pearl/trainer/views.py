@@ -41,24 +41,24 @@ class ImageInputs:
         text: What replaces its placeholder in the rendered conversation.
         num_tokens: How many merged visual tokens it has.
         shown: The part of the image that they show: some image processors cut off the borders.
-        among: The same image as it stands among others, where the family then preprocesses it in another way.
+        when_several: The same image as it is in a view of several, where the family then preprocesses it in another way.
     """
 
     tensors: dict[str, Tensor]
     text: str
     num_tokens: int
     shown: Box = (0.0, 0.0, 1.0, 1.0)
-    among: ImageInputs | None = None
+    when_several: ImageInputs | None = None
 
 
-def standing(images: Sequence[ImageInputs], shown: Sequence[int]) -> list[ImageInputs]:
+def images_of_view(images: Sequence[ImageInputs], shown: Sequence[int]) -> list[ImageInputs]:
     """The images that a view shows, in order, as they are where there is one or where there are several."""
     chosen = [images[index] for index in shown]
-    return [image.among or image for image in chosen] if len(chosen) > 1 else chosen
+    return [image.when_several or image for image in chosen] if len(chosen) > 1 else chosen
 
 
 @dataclass(frozen=True, slots=True)
-class Latent:
+class LatentRun:
     """A run of latent tokens, each fed with the mean of some of an image's merged visual tokens.
 
     Attributes:
@@ -92,7 +92,7 @@ class View:
     visual: np.ndarray
     images: tuple[int, ...]
     ends: tuple[int, ...]
-    latents: tuple[Latent, ...]
+    latents: tuple[LatentRun, ...]
     latent_slots: np.ndarray
     marks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -129,9 +129,7 @@ class ViewEncoder:
         if not getattr(processor, "chat_template", None) and not getattr(tokenizer, "chat_template", None):
             raise ViewError(f"{type(processor).__name__} has no chat template; put a chat_template.jinja beside it")
         self.processor, self.tokenizer, self.family, self.core_config = processor, tokenizer, family, core_config
-        self.special = frozenset(tokenizer.all_special_ids) | frozenset(
-            key for key, token in tokenizer.added_tokens_decoder.items() if token.special
-        )
+        self.special = special_ids(tokenizer)
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.latent_id = None if latent_token is None else tokenizer.convert_tokens_to_ids(latent_token)
         self.control = self._control_tokens()
@@ -144,12 +142,12 @@ class ViewEncoder:
             ViewError: the image processor refuses it.
         """
         pixels = torch.from_numpy(decode(image.data)).permute(2, 0, 1)
-        among = self._preprocessed(pixels, among=True) if self.family.differs_among_others else None
-        return replace(self._preprocessed(pixels), among=among)
+        several = self._preprocessed(pixels, several=True) if self.family.differs_when_several else None
+        return replace(self._preprocessed(pixels), when_several=several)
 
-    def _preprocessed(self, pixels: Tensor, *, among: bool = False) -> ImageInputs:
+    def _preprocessed(self, pixels: Tensor, *, several: bool = False) -> ImageInputs:
         try:
-            inputs = self.family.preprocess(self.processor, pixels, among=among)
+            inputs = self.family.preprocess(self.processor, pixels, several=several)
         except ValueError as error:
             _, height, width = pixels.shape
             raise ViewError(f"the image processor refuses an image of {width} by {height} pixels: {error}") from error
@@ -183,7 +181,7 @@ class ViewEncoder:
         turns: Sequence[Turn],
         images: Sequence[ImageInputs],
         num_predictors: int = 0,
-        latents: Sequence[Latent] = (),
+        latents: Sequence[LatentRun] = (),
     ) -> View:
         """Tokens of these turns.
 
@@ -199,7 +197,7 @@ class ViewEncoder:
         self._refuse_control_tokens(turns)
         rendered, starts, stops = self._render(turns)
         shown = _shown(turns)
-        here = standing(images, shown)
+        here = images_of_view(images, shown)
         text, shift = self._expand(rendered, here)
         ids, spans, predictors = self._tokenize(text, num_predictors)
         supervised, ends = np.zeros(len(ids), bool), list[int]()
@@ -226,7 +224,7 @@ class ViewEncoder:
         """
         self._refuse_control_tokens(turns)
         shown = _shown(turns)
-        here = standing(images, shown)
+        here = images_of_view(images, shown)
         text, _ = self._expand(self._template([_message(turn) for turn in turns], add_generation_prompt=True), here)
         ids, _, predictors = self._tokenize(text, 0)
         none = np.zeros(len(ids), bool)
@@ -328,6 +326,12 @@ class ViewEncoder:
 
 def _shown(turns: Sequence[Turn]) -> tuple[int, ...]:
     return tuple(part.index for turn in turns for part in turn.parts if isinstance(part, ImagePart))
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The tokens that a tokenizer calls special, by its attributes or where it added them."""
+    added = (token for token, kind in tokenizer.added_tokens_decoder.items() if kind.special)
+    return frozenset(tokenizer.all_special_ids).union(added)
 
 
 def _message(turn: Turn) -> dict[str, Any]:

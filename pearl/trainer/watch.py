@@ -12,7 +12,8 @@ from torch import Tensor
 def effective_rank(embeddings: Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007) of (N, H), centred: 1 to N − 1."""
     centred = (embeddings - embeddings.mean(0)).double()
-    values = torch.linalg.eigvalsh(centred @ centred.T).clamp(min=0).sqrt()
+    gram = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum()))
 
@@ -21,7 +22,7 @@ def spread(embeddings: Tensor) -> float:
     """The mean cosine distance of two of the embeddings (N, H): 0 when all are the same."""
     unit = F.normalize(embeddings.double(), dim=-1)
     count = len(unit)
-    return float((count**2 - (unit @ unit.T).sum()) / max(count * (count - 1), 1))
+    return float((count**2 - unit.sum(0).square().sum()) / max(count * (count - 1), 1))
 
 
 def likeness(predicted: Tensor, target: Tensor) -> Tensor:

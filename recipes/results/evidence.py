@@ -88,8 +88,8 @@ def boxes(results: Iterable[Path]) -> str:
 
 def latents(models: dict[str, str], out: Path, images: Path) -> str:
     """Tables and curves; of a model that makes no latents, that it makes none."""
-    from pearl.evaluation.evidence import markdown, write_evidence
     from pearl.evaluation.latents import Evidence, NoLatents, latent_evidence
+    from pearl.evaluation.latents_report import markdown, write_evidence
     from pearl.evaluation.subject import Subject
     from pearl.parquet import read_trajectories
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pearl.evaluation.embeddings import answers_read
+from pearl.evaluation.embeddings import probe_accuracy
 from pearl.evaluation.insides import Insides
 from pearl.evaluation.statistics import bootstrap_interval
 from pearl.evaluation.subject import Subject
@@ -29,7 +29,7 @@ def tokens_read(models: Mapping[str, str], trajectories: Sequence[Trajectory]) -
         for kind in KINDS:
             asked = [(one, pair) for one, pair in zip(trajectories, tokens, strict=True) if kind in one.question]
             for side in range(2):
-                right = answers_read(torch.stack([pair[side] for _, pair in asked]), [one for one, _ in asked])
+                right = probe_accuracy(torch.stack([pair[side] for _, pair in asked]), [one for one, _ in asked])
                 found = bootstrap_interval(right)
                 cells.append(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")

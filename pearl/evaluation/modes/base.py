@@ -11,7 +11,7 @@ from PIL import Image
 
 from pearl.errors import PearlError
 from pearl.evaluation.records import Mode, Question, Reply
-from pearl.evaluation.subject import Conversation, Message, Refused, Said, Subject
+from pearl.evaluation.subject import Chat, ChatRefused, Message, Said, Subject
 from pearl.images import ImageError, decode
 
 
@@ -85,7 +85,7 @@ def told_before(subject: Subject) -> list[Message]:
 
 
 def ask(
-    subject: Subject, questions: Sequence[Question], conversations: Sequence[Conversation], limits: Sequence[int]
+    subject: Subject, questions: Sequence[Question], conversations: Sequence[Chat], limits: Sequence[int]
 ) -> list[Said]:
     """What the subject says to these questions, those with one limit of new tokens together.
 
@@ -97,7 +97,7 @@ def ask(
         rows = [row for row, other in enumerate(limits) if other == limit]
         try:
             answers = subject.say([conversations[row] for row in rows], limit)
-        except Refused as error:
+        except ChatRefused as error:
             raise QuestionError(questions[rows[error.index]], error.reason) from error
         said.update(zip(rows, answers, strict=True))
     return [said[row] for row in range(len(conversations))]

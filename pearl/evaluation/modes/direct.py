@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pearl.evaluation.modes.base import DecodingMode, ask, message, pictures, told_before, too_long
 from pearl.evaluation.records import Question, Reply
-from pearl.evaluation.subject import Conversation, Subject
+from pearl.evaluation.subject import Chat, Subject
 
 
 class Direct(DecodingMode):
@@ -25,7 +25,7 @@ class Direct(DecodingMode):
     def answer(self, subject: Subject, questions: Sequence[Question]) -> list[Reply]:
         begin = time.perf_counter()
         conversations = [
-            Conversation(
+            Chat(
                 [*told_before(subject), message("user", *pictures(question), question.prompt)],
                 question.opening or self.opening,
             )

@@ -19,13 +19,14 @@ import numpy as np
 from PIL import Image
 
 from pearl.errors import PearlError
-from pearl.evaluation.calls import FORM, Fault, FaultKind, Outcome, Reading, read_turn, run_calls, shortened
+from pearl.evaluation.calls import FaultKind, Outcome, run_calls, shortened
 from pearl.evaluation.modes.base import DecodingMode, ask, message, pictures, too_long
 from pearl.evaluation.records import CallMade, Question, Reply
-from pearl.evaluation.subject import Conversation, Message, Said, Subject, enough_memory
+from pearl.evaluation.subject import Chat, Message, Said, Subject, enough_memory
 from pearl.images import Picture
 from pearl.records import ToolCall
 from pearl.tools import Toolbox, refused, spec
+from pearl.tools.calls import FORM, Fault, Reading, read_turn
 
 Prompt = Literal["auto", "spec", "json", "none"]
 TOOLS = ("crop", "zoom", "depth")
@@ -188,8 +189,8 @@ class _Dialogue:
         self.last = self.done = False
 
     @property
-    def conversation(self) -> Conversation:
-        return Conversation(self.messages, self.mode.opening if self.last else "", self.announced.tools)
+    def conversation(self) -> Chat:
+        return Chat(self.messages, self.mode.opening if self.last else "", self.announced.tools)
 
     def hear(self, said: Said) -> ToolCall | None:
         """Takes the model's turn; the call to run, if it holds one."""

@@ -27,8 +27,8 @@ class Dedup:
     Attributes:
         near: Images that are linked by steps of at most so many bits of their perceptual hash count as one.
         images_only: Question and answer do not matter; without it only the same question about such an image does, with
-            the same answer unless the image is the very same: what differs in the answer differs in what the hash of
-            greys does not see.
+            the same answer unless the image is the very same, for what differs in the answer differs in what the hash of
+            greys does not see. Against what is only compared with, the answer never matters.
     """
 
     near: int = NEAR
@@ -81,14 +81,17 @@ def dedup_data(
     groups = index.groups(wanted.near)
     only_compared = sum(1 for _ in scan([path for paths in every[: len(against)] for path in paths], ["id"]))
     chosen, left_out = np.zeros(len(ids), bool), list[Duplicate]()
+    compared = dict[tuple[int, bytes], int]()
     alike, same = dict[tuple[int, bytes, bytes], int](), dict[tuple[int, bytes], int]()
     for number, image in enumerate(image_of):
-        stands = same.get((image, questions[number]))
-        if stands is None:
-            stands = alike.setdefault((groups[image], questions[number], answers[number]), number)
-            same[image, questions[number]] = stands
+        question = questions[number]
         if number < only_compared:
+            compared.setdefault((groups[image], question), number)
             continue
+        stands = compared.get((groups[image], question), same.get((image, question)))
+        if stands is None:
+            stands = alike.setdefault((groups[image], question, answers[number]), number)
+            same[image, question] = stands
         if stands == number:
             chosen[number] = True
         else:

@@ -98,10 +98,12 @@ def _tests(
     if wanted.gains is None:
         return
     gain = gains.get(trajectory.id)
-    yield "gain not measured", gain is None or not all(_measured(gain[name]) for name in ("gain", "image_gain"))
+    bounds = {"gain": wanted.min_gain, "image_gain": wanted.min_image_gain}
+    least = {name: bound for name, bound in bounds.items() if bound is not None}
+    yield "gain not measured", gain is None or not all(_measured(gain[name]) for name in least)
     assert gain is not None
-    yield "gain", wanted.min_gain is not None and gain["gain"] < wanted.min_gain
-    yield "image gain", wanted.min_image_gain is not None and gain["image_gain"] < wanted.min_image_gain
+    for name, bound in least.items():
+        yield name.replace("_", " "), gain[name] < bound
 
 
 def _size_tests(trajectory: Trajectory, wanted: Filter) -> Iterator[tuple[str, bool]]:
@@ -117,7 +119,7 @@ def _size_tests(trajectory: Trajectory, wanted: Filter) -> Iterator[tuple[str, b
 
 
 def _measured(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    return value is not None and not math.isnan(value)
 
 
 def _not_in(values: Collection[str], allowed: Collection[str]) -> bool:

@@ -25,6 +25,7 @@ from ray.exceptions import (
 )
 
 from pearl.errors import PearlError
+from pearl.machine import num_cores
 from pearl.pipelines.engines import EngineConfig, OnDone
 from pearl.pipelines.errors import RunError
 from pearl.pipelines.shards import ShardMaker, ShardTask
@@ -96,7 +97,7 @@ class RayEngine:
             return self.engine.num_workers
         if self.engine.address:
             return max(1, int(ray.cluster_resources().get("CPU", 1)))
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = num_cores()
         return cpus if cpus <= 4 else cpus - 1
 
     def _spawn(self) -> Any:

@@ -16,9 +16,9 @@ from pearl.images import MOST_PIXELS, ImageError, header
 from pearl.pipelines.checks import names
 from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.images import Images
-from pearl.pipelines.importers.rows import DataFile, Row, content_hash, data_files, fetch, listed
+from pearl.pipelines.importers.rows import DataFile, Row, data_files, fetch, listed
 from pearl.pipelines.replay import RecordedSample, RecordedStep, texts
-from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
+from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions, content_hash
 from pearl.records import Box, EncodedImage, Observation, ToolCall
 
 LOOK_CLOSER = "I look closer at the part of the image that the question is about."
@@ -127,7 +127,7 @@ class Importer(Source):
         return {
             "license": self.options.license,
             "reexecute": self.options.reexecute,
-            "files": [[file.name, content_hash(file)] for file in self.files],
+            "files": [[file.name, content_hash(file.path)] for file in self.files],
         }
 
     def recorded(self, thought: str, call: ToolCall, observation: Observation | None, known: bool) -> RecordedStep:

@@ -30,6 +30,9 @@ class ImportConfig(GenerateConfig):
 
     expert: ClassVar[str] = EXPERT
 
+    def _refuse_idle_options(self) -> None:
+        """Nothing: a source is a place here, which may be called like a kind of source."""
+
     def open_sources(self) -> list[Source]:
         options = ImportOptions(self.source_options, self.license, self.reexecute)
         return [importer_class(self.kind)(place, options) for place in self.sources]

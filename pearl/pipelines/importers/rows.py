@@ -18,7 +18,6 @@ import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pearl.files import file_hash
 from pearl.pipelines.importers.images import check_images
 from pearl.pipelines.sources.base import BadRecord, SourceError, refuse_faults_of_the_machine
 from pearl.pipelines.sources.tables import MAX_GROUP_BYTES
@@ -132,18 +131,6 @@ def fetch(file: DataFile, record: Mapping[str, Any], columns: tuple[str, ...]) -
             refuse_faults_of_the_machine(error, file.path.parent)
         reason = " ".join(str(error).split())
         raise BadRecord(f"{file.name} is damaged in row group {record['group']}: {reason}") from error
-
-
-def content_hash(file: DataFile) -> str:
-    """Of its bytes.
-
-    Raises:
-        SourceError: the file cannot be read.
-    """
-    try:
-        return file_hash(file.path)
-    except OSError as error:
-        raise SourceError(f"{file.path} cannot be read: {error.strerror or error}") from error
 
 
 def _is_lines(opened: BinaryIO) -> bool:

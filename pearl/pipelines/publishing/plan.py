@@ -16,14 +16,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pearl.parquet import open_parquet, open_writer, read_metadata, resolve
+from pearl.parquet import SHARD_NAME, open_parquet, open_writer, read_metadata, resolve
 from pearl.pipelines.publishing.errors import PublishError
 
 SHARD_BYTES = 500_000_000
 """A single file above this is cut; what the `datasets` library takes for its own shards."""
 
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
-_SHARD_NAME = re.compile(r"(\w+?)-\d{5}-of-\d{5}\.parquet")
 _NAMED = re.compile(r"(\w+)=(.+)")
 
 
@@ -115,12 +114,14 @@ def make_plan(data: str, split: str | None = None, shard_bytes: int = SHARD_BYTE
 
     Args:
         data: A file, a folder, a glob or a Hub dataset id; or several splits: `train=DATA,test=DATA`.
-        split: The name of the only split. None: as the files' names say (`test-00000-of-00003.parquet`), else `train`.
+        split: The name of the only split, unless the files' names say several. None: as they say
+            (`test-00000-of-00003.parquet`), else `train`.
         shard_bytes: A single file above this is cut into shards of about that size.
 
     Raises:
         DataError: there is no file of trajectories.
-        PublishError: the splits' names cannot be used, a split has no rows, or a trajectory stands in two splits.
+        PublishError: the splits' names cannot be used or contradict the files', a split has no rows, or a trajectory
+            stands in two splits.
     """
     if shard_bytes < 1:
         raise PublishError(f"a shard of {shard_bytes} bytes: at least 1")
@@ -152,14 +153,22 @@ def _named_splits(data: str) -> list[tuple[str, str]]:
 
 def _split_by_names(data: str, split: str | None, shard_bytes: int) -> list[Split]:
     files = resolve(data)
-    matches = [_SHARD_NAME.fullmatch(file.name) for file in files]
+    matches = [SHARD_NAME.fullmatch(file.name) for file in files]
     if split is None and any(matches) and not all(matches):
         odd = next(file.name for file, match in zip(files, matches, strict=True) if match is None)
-        raise PublishError(f"{data} holds files of splits and others, such as {odd}: move them, or name one --split")
-    if split is not None or not all(matches):
-        return [_make_split(split or "train", data, files, shard_bytes)]
+        raise PublishError(
+            f"{data} holds files of splits and others, such as {odd}: move them, or say what is which:"
+            " train=DATA,test=DATA"
+        )
     names = [match[1] for match in matches if match is not None]
     ordered = sorted(set(names), key=lambda name: (name != "train", name))
+    if split is not None and len(ordered) > 1:
+        raise PublishError(
+            f"{data} holds the splits {', '.join(ordered)}, which --split would make one: leave it out, or say what is"
+            " which: train=DATA,test=DATA"
+        )
+    if split is not None or not all(matches):
+        return [_make_split(split or "train", data, files, shard_bytes)]
     if len(ordered) == 1:
         return [_make_split(ordered[0], data, files, shard_bytes)]
     return [

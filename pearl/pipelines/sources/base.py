@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pearl.errors import PearlError
+from pearl.files import file_hash
 from pearl.images import MAX_PIXELS, ImageError, header
 from pearl.records import EncodedImage, Sample
 from pearl.scenes.layout import Split
@@ -197,6 +198,18 @@ def refuse_faults_of_the_machine(error: OSError, root: Path) -> None:
     """
     if error.errno in _MACHINE_AT_FAULT or not root.is_dir():
         raise SourceError(f"{root} cannot be read: {error.strerror or error}; --resume goes on") from error
+
+
+def content_hash(path: Path) -> str:
+    """Of a file's bytes.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def listing_hash(root: Path, names: Iterable[str]) -> str:

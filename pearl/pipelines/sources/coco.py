@@ -7,7 +7,7 @@ import hashlib
 import json
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ class CocoIndex:
         self.file = file
         self.problems: list[Item] = []
         self._problem_keys: Counter[str] = Counter()
-        self._ambiguous: set[Any] = set()
+        self._left_out: dict[Any, str] = {}
+        self._left_out_names: dict[str, str] = {}
         self._by_name: dict[str, dict[str, Any]] = {}
         self.images: dict[Any, dict[str, Any]] = {}
         self.categories: dict[Any, str] = {}
@@ -142,7 +143,7 @@ class CocoIndex:
             self._add_category(category)
         for image in self._required(document, "images"):
             self._add_image(image, licenses)
-        for key in self._ambiguous & self.images.keys():
+        for key in self._left_out.keys() & self.images.keys():
             self._by_name.pop(posixpath.normpath(self.images.pop(key)["file_name"]), None)
         for annotation in self._required(document, "annotations"):
             self._add_annotation(annotation)
@@ -169,9 +170,11 @@ class CocoIndex:
         Raises:
             BadRecord: it names an image or annotation that is not there.
         """
-        image = self._by_name.get(posixpath.normpath(question["image"]))
+        name = posixpath.normpath(question["image"])
+        image = self._by_name.get(name)
         if image is None:
-            raise BadRecord(f"the image {question['image']!r} is not in the annotation file")
+            missing = f"the image {question['image']!r} is not in the annotation file"
+            raise BadRecord(self._left_out_names.get(name, missing))
         regions = self.regions(image["id"])
         for wanted in question["annotation_ids"]:
             if problem := self._bad.get((image["id"], wanted)):
@@ -194,33 +197,43 @@ class CocoIndex:
     def _add_image(self, image: Mapping[str, Any], licenses: Mapping[Any, str]) -> None:
         key, name, size = _key(image.get("id")), image.get("file_name"), (image.get("width"), image.get("height"))
         if key in self.images:
-            self._problem(f"image-{key}-again", f"the image id {key!r} stands there twice ({name})")
-            if name != self.images[key]["file_name"]:
-                self._ambiguous.add(key)  # whose annotations are they?
+            problem = f"the image id {key!r} stands there twice ({name})"
+            self._problem(f"image-{key}-again", problem)
+            if name != self.images[key]["file_name"]:  # whose annotations are they?
+                self._leave_out(problem, [key], [name, self.images[key]["file_name"]])
         elif (
             key is None
             or not isinstance(name, str)
             or not all(isinstance(side, int) and 0 < side < MOST_SIDE for side in size)
         ):
-            self._problem(
-                f"image-{key}", f"the image {key!r} lacks an id, a file_name, or a width and height in pixels"
-            )
+            problem = f"the image {key!r} lacks an id, a file_name, or a width and height in pixels"
+            self._problem(f"image-{key}", problem)
+            self._leave_out(problem, [key], [name])
         else:
             license_name = licenses.get(_key(image.get("license"))) or "unknown"
             self.images[key] = {"id": key, "file_name": name, "size": list(size), "license": license_name}
+            self._left_out.pop(key, None)  # a spoilt record of this id
             other = self._by_name.setdefault(posixpath.normpath(name), self.images[key])
             if other["id"] != key:  # each id has but a part of what is to be seen
-                self._problem(
-                    f"image-{key}", f"the file {name} stands there under two image ids: {other['id']!r}, {key!r}"
-                )
-                self._ambiguous |= {key, other["id"]}
+                problem = f"the file {name} stands there under two image ids: {other['id']!r}, {key!r}"
+                self._problem(f"image-{key}", problem)
+                self._leave_out(problem, [key, other["id"]], [name])
+
+    def _leave_out(self, problem: str, keys: Iterable[Any], names: Iterable[Any]) -> None:
+        """Who asks about these images or annotates them is told the same."""
+        for key in keys:
+            self._left_out.setdefault(key, problem)
+        for name in names:
+            if isinstance(name, str):
+                self._left_out_names.setdefault(posixpath.normpath(name), problem)
 
     def _add_annotation(self, annotation: Mapping[str, Any]) -> None:
         key, image_id = _key(annotation.get("id")), _key(annotation.get("image_id"))
         category = _key(annotation.get("category_id"))
         try:
             if image_id not in self.images:
-                raise BadRecord(f"annotation {key!r} is of an image id that is not there once: {image_id!r}")
+                missing = f"the image id {image_id!r} is not there"
+                raise BadRecord(f"annotation {key!r}: {self._left_out.get(image_id, missing)}")
             if category not in self.categories:
                 raise BadRecord(f"annotation {key!r} has an unknown category id: {category!r}")
             name = self.categories[category]

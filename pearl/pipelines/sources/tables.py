@@ -5,7 +5,7 @@
 | `image` | HF Image (struct of bytes and path) or binary | the row is refused |
 | `question`, `answer` | text | the row is refused |
 | `choices` | list of text | an open question |
-| `boxes` | list of `[x0, y0, x1, y1]`, in 0..1, or all in pixels if any number of the row is above 1 | no regions |
+| `boxes` | list of `[x0, y0, x1, y1]`, in 0..1, or all in pixels if any number of the row is above 1.01 | no regions |
 | `labels` | list of text, one a box | "the region" |
 | `skill` | one of the skills that a question file may name (`coco.WITH_ANSWER`) | `attribute` |
 | `id` | text or number; a row whose id stood there before is refused | file and row number |
@@ -29,16 +29,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pearl.files import file_hash
 from pearl.images import ImageError, decode_depth, header
 from pearl.parquet import DataError, resolve
-from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions
+from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions, content_hash
 from pearl.pipelines.sources.coco import WITH_ANSWER
 from pearl.records import EncodedImage, Region, Sample
 from pearl.scenes.layout import SPLITS
 
 COLUMNS = ("image", "question", "answer", "choices", "boxes", "labels", "skill", "id", "license", "depth")
 NEEDED = ("image", "question", "answer")
+MOST_FRACTION = 1.01
+"""Above 1 this much is rounding; a row with a greater number is in pixels."""
 MAX_GROUP_BYTES = 1_000_000_000
 """Of the columns that are read, uncompressed: every worker holds one row group in memory."""
 _SPLIT_NAMES = {"train": "train(ing)?", "val": "val(id(ation)?)?", "test": "test(ing)?"}
@@ -152,7 +153,7 @@ class ParquetRows(Source):
         )  # fmt: skip
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return {"columns": self.columns, "files": [file_hash(path) for path in self._files]}
+        return {"columns": self.columns, "files": [content_hash(path) for path in self._files]}
 
 
 class HubRows(ParquetRows):
@@ -183,12 +184,13 @@ class HubRows(ParquetRows):
         return of(self.options.split) or files
 
     def _root(self, files: Sequence[Path]) -> Path:
-        """The dataset's: of a folder it, of the Hub's cache the folder of the revision."""
-        first = files[0].parts
-        if "snapshots" in first:
-            last = len(first) - 1 - first[::-1].index("snapshots")
-            return Path(*first[: last + 2])
-        return Path(self.place) if Path(self.place).is_dir() else Path(os.path.commonpath(files))
+        """The dataset's: of a folder it, of the Hub's cache (`datasets--ORG--NAME/snapshots/REVISION`) the revision's."""
+        if Path(self.place).is_dir():
+            return Path(self.place)
+        for folder in files[0].parents:
+            if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("datasets--"):
+                return folder
+        return Path(os.path.commonpath(files))
 
 
 @lru_cache(maxsize=4)
@@ -255,11 +257,13 @@ def _regions(boxes: Any, labels: Any, size: tuple[int, int]) -> tuple[Region, ..
     for box in boxes:
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
             raise BadRecord(f"the box {box} has not four numbers")
-    in_pixels = any(max(box) > 1 for box in boxes)
-    scale = (*size, *size) if in_pixels else (1, 1, 1, 1)
+    in_pixels = any(max(box) > MOST_FRACTION for box in boxes)
     regions = []
     for box, name in zip(boxes, _without_null(names, "label"), strict=True):
-        x0, y0, x1, y1 = (float(value) / side for value, side in zip(box, scale, strict=True))
+        x0, y0, x1, y1 = (
+            float(value) / side if in_pixels else min(float(value), 1.0)
+            for value, side in zip(box, (*size, *size), strict=True)
+        )
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise BadRecord(f"the box {box} is inverted, empty or outside the image")
         regions.append(Region(str(name), (x0, y0, x1, y1)))

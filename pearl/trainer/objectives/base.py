@@ -29,7 +29,6 @@ class Objective(ABC):
         needs_grids: Whether it places boxes on images' visual tokens; where these lie is known of the known families.
         step_words, step_images: Whether its views show what was said in the steps, and their images: by these,
             trajectories that are about as long are batched together.
-        least_batch: Fewer trajectories a forward teach it nothing.
     """
 
     name: ClassVar[str]
@@ -41,6 +40,7 @@ class Objective(ABC):
 
     @property
     def least_batch(self) -> int:
+        """More than 1 where it compares the trajectories of a forward with each other."""
         return 1
 
     @abstractmethod
@@ -91,16 +91,15 @@ class States:
 
     Attributes:
         main: (R·T, H) of the rows that are learned from.
-        after: (R·T', H) of the target views, without gradients; empty when there are none.
+        targets: (R·T', H) of the target views, without gradients; empty when there are none.
         fed: (R·T, H) the input embeddings of `main`.
         latents: (L, H) what was fed at its latent tokens.
         head: Logits (…, vocabulary) of states.
-        frozen_head: The same, without gradients to the head.
     """
 
     batch: Batch
     main: Tensor
-    after: Tensor
+    targets: Tensor
     fed: Tensor
     latents: Tensor
     head: nn.Module
@@ -115,9 +114,10 @@ class States:
 
     def target(self, view: str, tokens: Tensor) -> Tensor:
         """States (N, H) of a target view's tokens (N,); they have no gradients."""
-        return self.after[self.batch.places[view].at[tokens]].detach()
+        return self.targets[self.batch.places[view].at[tokens]].detach()
 
     def frozen_head(self, states: Tensor) -> Tensor:
+        """The same as `head`, without gradients to it."""
         # With the module's own weights, which DeepSpeed's hooks gather: copies without gradients it would not know.
         trained = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
         for parameter in trained:

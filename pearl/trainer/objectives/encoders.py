@@ -35,9 +35,9 @@ def preprocessing(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]
         try:
             with torch.device("meta"):
                 found = _timm(name.removeprefix(TIMM), pretrained=False).pretrained_cfg
-        except (OSError, ValueError, RuntimeError) as error:
+            return int(found["input_size"][1]), tuple(found["mean"]), tuple(found["std"])
+        except Exception as error:  # a damaged folder makes timm raise anything
             raise EncoderError(f"{name}: timm has no such model: {_line(error)}") from error
-        return int(found["input_size"][1]), tuple(found["mean"]), tuple(found["std"])
     from transformers import AutoImageProcessor
 
     try:

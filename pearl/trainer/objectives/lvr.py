@@ -21,7 +21,7 @@ from pearl.records import Box, Step
 from pearl.trainer.conversation import Conversation, Turn
 from pearl.trainer.objectives.base import Losses, Objective, States
 from pearl.trainer.packing import Batch, Example
-from pearl.trainer.views import ImageInputs, Latent, ViewEncoder, ViewError
+from pearl.trainer.views import ImageInputs, LatentRun, ViewEncoder, ViewError
 
 CROPS = frozenset({"crop", "zoom"})
 """Tools whose output shows the box that they were given and nothing else."""
@@ -61,7 +61,7 @@ class Lvr(Objective):
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:
         grid = encoder.grid(images[0])
         looks = [visual_tokens(box, grid, images[0].shown) for box in regions(conversation.trajectory.steps)]
-        latents = [Latent(0, tuple(look[:, None])) for look in looks if len(look)]
+        latents = [LatentRun(0, tuple(look[:, None])) for look in looks if len(look)]
         if not latents:
             raise ViewError("lvr needs regions, and no step has a box on the original image or on a crop of it")
         start, token, end = self.special_tokens

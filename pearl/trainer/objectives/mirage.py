@@ -22,7 +22,7 @@ from pearl.errors import PearlError
 from pearl.trainer.conversation import Conversation, Turn
 from pearl.trainer.objectives.base import Losses, Objective, States
 from pearl.trainer.packing import Batch, Example
-from pearl.trainer.views import ImageInputs, Latent, ViewEncoder, ViewError
+from pearl.trainer.views import ImageInputs, LatentRun, ViewEncoder, ViewError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Mirage(Objective):
 
     def example(self, conversation: Conversation, images: Sequence[ImageInputs], encoder: ViewEncoder) -> Example:
         start, token, end = self.special_tokens
-        words, latents = list[str](), list[Latent]()
+        words, latents = list[str](), list[LatentRun]()
         for step, image in zip(conversation.trajectory.steps, conversation.of_step, strict=True):
             words.append(step.thought.strip())
             if image is not None:
@@ -67,12 +67,12 @@ class Mirage(Objective):
         used = images if self.stage == 1 else images[:1]
         return Example(conversation.trajectory.id, tuple(used), {"latent": view})
 
-    def _latent(self, index: int, image: ImageInputs) -> Latent:
+    def _latent(self, index: int, image: ImageInputs) -> LatentRun:
         if self.stage == 2:
-            return Latent(0, (np.empty(0, np.int64),) * self.num_latents)
+            return LatentRun(0, (np.empty(0, np.int64),) * self.num_latents)
         if image.num_tokens < self.num_latents:
             raise ViewError(f"an image has {image.num_tokens} visual tokens, too few for {self.num_latents} latents")
-        return Latent(index, tuple(np.array_split(np.arange(image.num_tokens), self.num_latents)))
+        return LatentRun(index, tuple(np.array_split(np.arange(image.num_tokens), self.num_latents)))
 
     def losses(self, hidden_size: int) -> Losses:
         return MirageLosses(self)
