@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pearl.cli.options import console, not_parquet
+from pearl.cli.options import console, names, not_parquet
 
 Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 Datasets = Annotated[list[str], typer.Argument(help="Parquet files, folders, globs or Hub dataset ids.")]
@@ -121,7 +121,7 @@ def filter(
     from pearl.pipelines.curation.filtering import Filter, filter_data
 
     wanted = Filter(
-        _names(skill), _names(tool), min_steps, max_steps, None if gains is None else str(gains), min_gain,
+        names(skill), names(tool), min_steps, max_steps, None if gains is None else str(gains), min_gain,
         min_image_gain, min_width, min_height, min_pixels, max_pixels,
     )  # fmt: skip
     found = filter_data(data, out, wanted)
@@ -201,14 +201,10 @@ def decontaminate(
         raise typer.Exit(1)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _numbers(text: str, option: str) -> dict[str, float]:
     """`name=number,name=number`."""
     found = dict[str, float]()
-    for pair in _names(text):
+    for pair in names(text):
         name, _, value = (part.strip() for part in pair.partition("="))
         if name in found:
             raise typer.BadParameter(f"{option} {text!r}: {name} stands there twice")
