@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from pearl.cli.eval import app
 from pearl.errors import PearlError
+from pearl.evaluation.records import Key
 from pearl.evaluation.results import read_results
 from pearl.evaluation.run import EvalConfig, evaluate
-from pearl.evaluation.statistics import Key
 from pearl.evaluation.subject import Subject
 from pearl.parquet import read_trajectories
 from tests.runs import data_file, model, rows, run

@@ -18,10 +18,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pearl.evaluation.records import CallMade, Prediction, Question, Reply
+from pearl.evaluation.records import CallMade, Key, Prediction, Question, Reply
 from pearl.evaluation.report import write_report
 from pearl.evaluation.results import Setup, StoredResults
-from pearl.evaluation.statistics import Key, summarise
+from pearl.evaluation.statistics import summarise
 from pearl.images import encode
 from pearl.pages import template
 from pearl.records import EncodedImage

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pearl.evaluation.records import CallMade, Prediction, Reply
+from pearl.evaluation.records import CallMade, Key, Prediction, Reply
 from pearl.evaluation.report import markdown, write_summary
 from pearl.evaluation.results import Results, ResultsError, Setup, read_results
-from pearl.evaluation.statistics import Key, Summary, summarise
+from pearl.evaluation.statistics import Summary, summarise
 
 KEY = Key("org/base", "tools", "stars")
 SETUP = Setup(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pearl.records import EncodedImage
 
@@ -91,3 +91,15 @@ class Prediction:
     @property
     def correct(self) -> bool:
         return self.choice == self.answer
+
+
+class Key(NamedTuple):
+    """One run through a benchmark."""
+
+    model: str
+    mode: str
+    benchmark: str
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Key:
+        return cls(prediction.model, prediction.mode, prediction.benchmark)

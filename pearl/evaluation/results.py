@@ -28,8 +28,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pearl.errors import PearlError
-from pearl.evaluation.records import CallMade, Prediction, Protocol, Reply
-from pearl.evaluation.statistics import Key
+from pearl.evaluation.records import CallMade, Key, Prediction, Protocol, Reply
 from pearl.files import whole_file
 
 FORMAT = 2

@@ -22,11 +22,11 @@ from pearl.evaluation.modes.base import DecodingMode
 from pearl.evaluation.modes.direct import Direct
 from pearl.evaluation.modes.latent import Latent
 from pearl.evaluation.modes.tools import TOOLS, Prompt, ToolUse
-from pearl.evaluation.records import Mode, Prediction, Protocol, Question, Reply
+from pearl.evaluation.records import Key, Mode, Prediction, Protocol, Question, Reply
 from pearl.evaluation.report import write_report, write_summary
 from pearl.evaluation.results import PLACE, Results, Setup, StoredResults, read_results
 from pearl.evaluation.scoring import choice_of
-from pearl.evaluation.statistics import Key, Summary, summarise
+from pearl.evaluation.statistics import Summary, summarise
 from pearl.evaluation.subject import Subject
 from pearl.trainer.config import Precision
 from pearl.trainer.console import tell

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import NamedTuple
 
 import numpy as np
 
-from pearl.evaluation.records import Prediction
+from pearl.evaluation.records import Key, Prediction
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -115,18 +114,6 @@ def _resampled_means(values: np.ndarray, resamples: int, random: np.random.Gener
     drawn = random.multinomial(len(values), counts / len(values), size=resamples)
     means: np.ndarray = drawn @ distinct / len(values)
     return means
-
-
-class Key(NamedTuple):
-    """One run through a benchmark."""
-
-    model: str
-    mode: str
-    benchmark: str
-
-    @classmethod
-    def of(cls, prediction: Prediction) -> Key:
-        return cls(prediction.model, prediction.mode, prediction.benchmark)
 
 
 @dataclass(frozen=True, kw_only=True)
