@@ -21,6 +21,7 @@ def pixel_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def draw_boxes(pixels: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+    """A copy of RGB (H, W, 3) with the outline of each box in the next colour of `PALETTE`."""
     height, width = pixels.shape[:2]
     canvas = pixels.copy()
     thickness = max(2, round(min(width, height) / 200))

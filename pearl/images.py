@@ -15,10 +15,13 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pearl.errors import PearlError
 
 MAX_PIXELS = 64_000_000
-MOST_PIXELS = 178_000_000
+"""A run's default limit (`--max-pixels`)."""
+HARD_MAX_PIXELS = 178_000_000
 """What data may hold at most, whatever a run's own limit was; above it Pillow suspects a decompression bomb."""
 MIN_SIDE = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What files of these formats are called, in lower case."""
 
 ImageFormat = Literal["jpeg", "png", "webp"]
 

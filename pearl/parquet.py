@@ -87,6 +87,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory as a row of the schema, arguments as JSON text; `from_row` undoes it."""
     return {
         "id": trajectory.id,
         "image": _image_row(trajectory.image),
@@ -239,6 +240,7 @@ class TrajectoryWriter:
 def write_trajectories(
     path: Path, trajectories: Iterable[Trajectory], made_by: Mapping[str, Any] | None = None
 ) -> None:
+    """Writes trajectories as one Parquet file; `made_by`, JSON values, is kept for `read_metadata`."""
     with TrajectoryWriter(path, made_by) as writer:
         for trajectory in trajectories:
             writer.write(trajectory)
@@ -254,8 +256,8 @@ def concatenate(files: Sequence[Path], path: Path, made_by: Mapping[str, Any] | 
 
 
 def resolve(data: str | Path) -> list[Path]:
-    """The Parquet files of a file, a folder, a glob or a Hub dataset id (`org/name`, downloaded), in order. Folders that
-    are named so, as Spark does, are none.
+    """The Parquet files of a file, a folder, a glob or a Hub dataset id (`org/name`, downloaded), in order. Folders
+    named `*.parquet`, as Spark writes them, are skipped.
 
     Raises:
         DataError: when there are none.
@@ -405,7 +407,11 @@ def read_group(
 
 
 def read_trajectories(data: str | Path) -> Iterator[Trajectory]:
-    """All trajectories of a file, folder, glob or Hub id, in order; one row group is in memory at a time."""
+    """All trajectories of a file, folder, glob or Hub id, in order; one row group is in memory at a time.
+
+    Raises:
+        DataError: there is no file, or one or a row of it cannot be read.
+    """
     for path in resolve(data):
         file = open_parquet(path)
         for group in range(file.num_row_groups):
@@ -413,4 +419,9 @@ def read_trajectories(data: str | Path) -> Iterator[Trajectory]:
 
 
 def count_rows(data: str | Path) -> int:
+    """How many trajectories there are, without reading them.
+
+    Raises:
+        DataError: as `read_trajectories`, as far as the files' footers tell.
+    """
     return sum(open_parquet(path).metadata.num_rows for path in resolve(data))

@@ -41,7 +41,7 @@ class Sample:
         choices: The options, empty for an open question.
         answer: The right answer; empty where only a tool can tell (the expert then answers from what it read).
         regions: What is annotated in the image.
-        skill: The question's family, which decides the expert.
+        skill: What the question asks for, which decides the expert.
         query: The question in machine-readable form, for the expert; its keys belong to the skill, and its numbers
             are indices into `regions`.
         depth: Metric depth (H, W) in metres along the optical axis, float32, where the source has a sensor.

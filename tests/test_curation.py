@@ -462,7 +462,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         f"dedup {data} --out unique.parquet --report unique.json": "40 trajectories in unique.parquet; 0 near",
         f"decontaminate {data} --bench tiny=bench --out clean.parquet": "36 of 40 trajectories in clean.parquet; 4 m",
         "export openai clean.parquet --out openai --inline-images": "36 trajectories with 72 images in openai",
-        "export trl clean.parquet --out trl.parquet --template published-lvr": "cannot be imported again",
+        "export trl clean.parquet --out trl.parquet --template published-lvr": "--back cannot read this export",
     }
     for command, said in commands.items():
         assert run(partial(app, command.split())) == 0, command

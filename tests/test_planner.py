@@ -42,7 +42,7 @@ from pearl.pipelines.engines import EngineConfig
 from pearl.pipelines.errors import ConfigError, RunError
 from pearl.pipelines.experts.planner import PlannerSettings
 from pearl.pipelines.generate import OutputPolicy, generate, preview
-from pearl.pipelines.planning import PlannerConfig
+from pearl.pipelines.planner_rollout import PlannerConfig
 from pearl.pipelines.sources import SourceOptions
 from pearl.pipelines.validation import validate_data
 from pearl.randomness import generator
@@ -610,7 +610,9 @@ def test_two_hundred_samples_with_a_fifth_of_faults_and_three_kills(
         (["--expert", "planner"], "a planner needs --endpoint URL and --model NAME"),
         (["--expert", "planner", "--model", "m"], "--endpoint: expected a URL"),
         (["--expert", "planner", "--model", "m", "--endpoint", "http://me:pw@host/v1"], "only a plain URL"),
-        (["--endpoint", "http://host/v1"], "--endpoint and --model need --expert planner"),
+        (["--endpoint", "http://host/v1"], "--endpoint: only with --expert planner"),
+        (["--max-requests", "9", "--cache", "replies"], "--cache, --max-requests: only with --expert planner"),
+        (["--max-cost", "3", "--max-tokens-total", "9"], "--max-tokens-total, --max-cost: only with --expert planner"),
         (["--expert", "planner", "--model", "m", "--request", "[1]"], "expected a JSON object"),
         (["--expert", "planner", "--model", "m", "--request", '{"stream": true}'], "stream cannot be set"),
         (["--expert", "planner", "--model", "m", "--endpoint", "http://host/v1", "--max-cost", "3"], "--max-cost needs"),

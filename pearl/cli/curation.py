@@ -13,9 +13,8 @@ from typing import Annotated
 
 import typer
 
-from pearl.cli.options import console, names, not_parquet
+from pearl.cli.options import Data, console, names, not_parquet
 
-Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 Datasets = Annotated[list[str], typer.Argument(help="Parquet files, folders, globs or Hub dataset ids.")]
 Out = Annotated[Path, typer.Option(help="The Parquet file to write.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]

@@ -51,8 +51,8 @@ def export(
     for reason, count in found.left_out.items():
         console.print(f"left out: {count}, because {reason}")
     if found.lost:
-        console.print(f"it cannot be imported again: the template does not say ${', $'.join(found.lost)}")
+        console.print(f"--back cannot read this export: the template leaves out ${', $'.join(found.lost)}")
     elif found.changed:
         console.print(
-            f"{found.changed} would come back changed from an import (white space, or an answer in odd words)"
+            f"{found.changed} rows would come back changed with --back (white space, or an answer in odd words)"
         )

@@ -18,7 +18,7 @@ from pearl import __version__
 from pearl.cli import curation
 from pearl.cli.exporting import export
 from pearl.cli.importing import import_
-from pearl.cli.options import console, errors, not_parquet
+from pearl.cli.options import Data, console, errors, not_parquet
 from pearl.cli.publishing import push
 from pearl.cli.stats import stats
 from pearl.cli.trajectories import trajectories
@@ -34,8 +34,6 @@ app = typer.Typer(
 )
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """Of click, or of the copy of it that newer versions of typer bring."""
-
-Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 
 
 app.command(rich_help_panel="Make")(trajectories)

@@ -76,7 +76,7 @@ def import_(
     """Imports trajectories and grounding data that others published, in parallel on Ray.
 
     Where a format says where to look, the crop is carried out; where it brings images, they are kept. Every row that
-    is dropped is counted by its reason. A run that was stopped continues with --resume and ends with the same bytes.
+    is rejected is counted by its reason. A run that was stopped continues with --resume and ends with the same bytes.
 
         pearl-gen import lvr meta_data_lvr_sft_stage1.json --images images
         pearl-gen import thinkmorph ThinkMorph/Visual_Search --out visual-search

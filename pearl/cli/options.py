@@ -69,6 +69,7 @@ class Split(StrEnum):
     TEST = "test"
 
 
+Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 MaxPixels = Annotated[
     int, typer.Option(min=1, max=178_000_000, help="Larger images are refused.", rich_help_panel=INPUT)
 ]

@@ -25,7 +25,7 @@ def push(
     split: Annotated[
         str | None,
         typer.Option(
-            help="The name of the only split; as the files are named, else train, when not given. Not where they name several."
+            help="Name for a dataset of one split. Default: from the file names, else train. Refused where the names say several."
         ),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Everyone may read it; private without this.")] = False,

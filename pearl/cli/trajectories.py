@@ -204,7 +204,7 @@ def trajectories(
     from pearl.pipelines.engines import EngineConfig
     from pearl.pipelines.experts.planner import PlannerSettings
     from pearl.pipelines.generate import OutputPolicy, generate, preview
-    from pearl.pipelines.planning import PlannerConfig
+    from pearl.pipelines.planner_rollout import PlannerConfig
     from pearl.pipelines.progress import Progress
     from pearl.pipelines.sources import Annotation, SourceOptions, Thresholds
 
@@ -246,8 +246,11 @@ def trajectories(
             cache=_absolute(str(cache) if cache else None),
             budget=Budget(max_requests, max_tokens_total, max_cost, price_in, price_out),
         )  # fmt: skip
-    elif endpoint or model:
-        raise typer.BadParameter("--endpoint and --model need --expert planner")
+    else:
+        _refuse_idle(
+            {"--endpoint": endpoint or None, "--model": model or None, "--cache": cache, "--max-requests": max_requests,
+             "--max-tokens-total": max_tokens_total, "--max-cost": max_cost}
+        )  # fmt: skip
     run_on = EngineConfig(engine.value, address, num_workers, num_gpus_per_worker, server)
     policy = OutputPolicy(resume, overwrite, max_quarantined)
     if dry_run:
@@ -255,6 +258,12 @@ def trajectories(
         return
     manifest = generate(config, out, run_on, policy, Progress(errors))
     print_summary(console, manifest, out)
+
+
+def _refuse_idle(planners: dict[str, Any]) -> None:
+    """Refuses what only a planner reads."""
+    if given := [option for option, value in planners.items() if value is not None]:
+        raise typer.BadParameter(f"{', '.join(given)}: only with --expert planner")
 
 
 def _absolute(path: str | None) -> str | None:
@@ -280,7 +289,7 @@ def _scores(option: str, text: str) -> tuple[float, float]:
 
 
 def _mapping(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    pairs = [pair.partition("=") for pair in names(text)]
     if any(not (equals and theirs) for _, equals, theirs in pairs):
         raise typer.BadParameter(f"--columns {text!r}: expected ours=theirs,ours=theirs")
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}

@@ -29,9 +29,9 @@ def check_observation(result: ToolResult) -> None:
         raise Rejected("an observation is of one colour")
 
 
-def names(thought: str, answer: str) -> bool:
+def states_answer(text: str, answer: str) -> bool:
     """Whether the answer stands there as words of its own, not in others: no "no" in "know"."""
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", thought) is not None
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text) is not None
 
 
 def check_trajectory(trajectory: Trajectory) -> None:
@@ -44,5 +44,6 @@ def check_trajectory(trajectory: Trajectory) -> None:
         raise Rejected("the number of steps is out of bounds", str(len(trajectory.steps)))
     if trajectory.choices and trajectory.answer not in trajectory.choices:
         raise Rejected("the answer is not among the choices", trajectory.answer)
+    # looser than `states_answer`: experts put the answer there themselves, perhaps inflected or without spaces around it
     if not trajectory.answer or trajectory.answer not in trajectory.conclusion:
         raise Rejected("the conclusion does not give the answer", trajectory.conclusion)

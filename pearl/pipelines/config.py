@@ -114,6 +114,7 @@ def recipe(config: GenerateConfig) -> dict[str, Any]:
 
 
 def fingerprint(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe, in hexadecimal digits; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from pearl.pipelines.config import GenerateConfig, fingerprint, recipe
 from pearl.pipelines.endpoint.ledger import as_manifest
 from pearl.pipelines.engines import EngineConfig, make_shards
 from pearl.pipelines.errors import ConfigError, RunError
-from pearl.pipelines.planning import PlannerConfig, check_endpoint
+from pearl.pipelines.planner_rollout import PlannerConfig, check_endpoint
 from pearl.pipelines.progress import Progress
 from pearl.pipelines.rollout import Refusal
 from pearl.pipelines.run_directory import RunDirectory, faults_explained, read_json, whole, write_json
@@ -52,6 +52,7 @@ def generate(
     """Generates trajectories into `out` (a folder, or one `.parquet` file) and returns the manifest.
 
     Raises:
+        ConfigError: a planner without an endpoint, or an endpoint without a planner.
         RunError: the output is there already, the machine failed, or too many samples had to be quarantined.
         SourceError: a source cannot be used.
         ToolUnavailable: a tool or its model is missing.
@@ -163,7 +164,7 @@ def _differences(old: Any, new: Any, where: str = "") -> str:
 
 @contextmanager
 def _locked(directory: RunDirectory) -> Iterator[None]:
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # only taking the lock has its faults explained, not the work under it
         with faults_explained(directory.run):
             busy = RunError(f"another process is working on {directory.root}")
             stack.enter_context(locked(directory.run / "lock", busy))
@@ -262,6 +263,8 @@ def preview(config: GenerateConfig, out: Path, policy: OutputPolicy) -> dict[str
 
     Raises:
         RunError: `generate` would refuse.
+        SourceError: a source cannot be used.
+        ToolUnavailable: a tool or its model is missing.
     """
     there = RunDirectory(out.absolute(), config.source_options.split)
     previous = _admit(there, config, policy)

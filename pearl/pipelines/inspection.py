@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pearl.parquet import open_parquet, read_group, resolve
-from pearl.pipelines.run_directory import RunDirectory, read_json
+from pearl.pipelines.run_directory import RunDirectory, counted_as, read_json
 
 _LIGHT = ["skill", "source", "license", "steps.list.element.tool"]
 
@@ -74,7 +74,7 @@ def _add_run(path: Path, found: Inspection) -> None:
     found.manifest = read_json(directory.manifest)
     if directory.run.is_dir():
         for refusal in directory.refusals():
-            label = f"quarantined: {refusal['reason']}" if refusal["quarantined"] else refusal["reason"]
+            label = counted_as(refusal)
             count, example = found.refusals.get(label, (0, ""))
             where = f"{refusal['source']} {refusal['key']}"
             found.refusals[label] = (count + 1, example or f"{where}: {refusal['detail']}".strip(": "))

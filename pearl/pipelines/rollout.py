@@ -31,7 +31,7 @@ LOCKSTEP = 32
 
 @dataclass(frozen=True)
 class Refusal:
-    """A sample that gave no trajectory: rejected by a check or an expert, or quarantined after an exception."""
+    """A sample that gave no trajectory: rejected (a bad record, or by an expert or a check), or quarantined (a fault)."""
 
     key: str
     source: str

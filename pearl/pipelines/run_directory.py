@@ -181,6 +181,11 @@ class RunDirectory:
                 yield from (json.loads(line) for line in file)
 
 
+def counted_as(refusal: Mapping[str, Any]) -> str:
+    """What a line of `run/refused` is counted under: its reason, said to be of a quarantined sample where it is."""
+    return f"quarantined: {refusal['reason']}" if refusal["quarantined"] else str(refusal["reason"])
+
+
 def _plan_rows(sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
     ordinals = count()
     for number, source in enumerate(sources):

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 
 from pearl.files import file_hash
-from pearl.images import MOST_PIXELS, ImageError, header
+from pearl.images import HARD_MAX_PIXELS, ImageError, header
 from pearl.parquet import TrajectoryWriter
 from pearl.pipelines.config import GenerateConfig, trajectory_id
 from pearl.pipelines.endpoint.config import EndpointConfig
 from pearl.pipelines.errors import Rejected, RunError
-from pearl.pipelines.planning import PlannedRollout, open_crew
+from pearl.pipelines.planner_rollout import PlannerRollout, open_crew
 from pearl.pipelines.replay import pictures
 from pearl.pipelines.rollout import LOCKSTEP, Refusal, Rollout
 from pearl.pipelines.run_directory import RunDirectory, whole, write_json, write_lines
@@ -83,7 +83,7 @@ class ShardMaker:
         write_lines(self.directory.refused(number), map(asdict, counts.refusals))
         if annotations:
             write_lines(self.directory.annotations(number), annotations)
-        if isinstance(rollout, PlannedRollout):
+        if isinstance(rollout, PlannerRollout):
             write_lines(self.directory.tries(number), map(asdict, rollout.set_aside))
         marker = {
             "shard": number,
@@ -126,7 +126,7 @@ class ShardMaker:
     def _rollout(self) -> Rollout:
         config = self.task.config
         if self.crew:
-            return PlannedRollout(self.crew, self.toolbox, config)
+            return PlannerRollout(self.crew, self.toolbox, config)
         max_pixels = config.source_options.max_pixels
         return Rollout(self.toolbox, config.seed, config.image_format, max_pixels, config.expert, config.expertise)
 
@@ -196,7 +196,7 @@ def _pixels(read: tuple[str, Sample] | Refusal) -> int:
 
 def _size(image: EncodedImage) -> int:
     try:
-        width, height = header(image.data, MOST_PIXELS)
+        width, height = header(image.data, HARD_MAX_PIXELS)
     except ImageError:
         return 0
     return width * height

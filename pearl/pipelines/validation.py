@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pearl.images import MOST_PIXELS, ImageError, decode
+from pearl.images import HARD_MAX_PIXELS, ImageError, decode
+from pearl.machine import num_cores
 from pearl.parquet import DataError, from_row, missing_shards, open_parquet, read_group, resolve
 from pearl.records import Trajectory
 from pearl.tools import ToolError, ToolUnavailable, parse_arguments, tool_class
@@ -51,7 +51,7 @@ class Pictures:
 
     def check(self, pictures: Iterable[bytes]) -> None:
         new = {key: data for data in pictures if (key := _key(data)) not in self._known}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(num_cores()) as pool:
             self._known.update(zip(new, pool.map(_picture_problem, new.values()), strict=True))
 
     def problem(self, data: bytes) -> str | None:
@@ -64,7 +64,7 @@ def _key(data: bytes) -> bytes:
 
 def _picture_problem(data: bytes) -> str | None:
     try:
-        decode(data, MOST_PIXELS)
+        decode(data, HARD_MAX_PIXELS)
     except ImageError as error:
         return str(error)
     return None

@@ -16,6 +16,8 @@ from pearl.records import Box
 
 MIN_BOX_SIDE = 0.002
 MAX_REGIONS = 16
+FULL: Box = (0.0, 0.0, 1.0, 1.0)
+"""The box of a whole image."""
 
 
 class ToolError(ValueError):
@@ -105,10 +107,15 @@ class PictureTool(Tool):
 
     @abstractmethod
     def apply(self, picture: Picture, arguments: Any) -> ToolResult:
-        """May raise ToolError."""
+        """What a call gives: from one picture and its validated arguments, text with pixels or numbers.
+
+        Raises:
+            ToolError: it cannot be done as asked; the message becomes the observation.
+        """
 
 
 def refused(reason: str) -> ToolResult:
+    """The result of a call that is not carried out; the reason is what the caller reads."""
     return ToolResult(text=f"Error: {reason}", failed=True)
 
 

@@ -10,9 +10,8 @@ from pydantic import Field
 
 from pearl.drawing import pixel_box
 from pearl.images import Picture
-from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolResult, as_text
+from pearl.tools.base import FULL, BoxArgument, PictureTool, ToolArguments, ToolResult, as_text
 
-FULL = (0.0, 0.0, 1.0, 1.0)
 SHORTEST_SIDE = 160
 
 

@@ -15,9 +15,8 @@ from pydantic import Field
 from pearl.drawing import draw_boxes, pixel_box
 from pearl.images import Picture
 from pearl.records import Box
-from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolResult, ToolUnavailable, as_text
+from pearl.tools.base import FULL, BoxArgument, PictureTool, ToolArguments, ToolResult, ToolUnavailable, as_text
 
-FULL = (0.0, 0.0, 1.0, 1.0)
 MAX_LINES = 40
 
 

@@ -120,7 +120,8 @@ class Toolbox:
         return parse_arguments(type(tool), call.arguments)
 
     def normal(self, call: ToolCall) -> ToolCall:
-        """A call that was carried out, with arguments as their types say: a number that was written as text, as one."""
+        """The call with its arguments converted to their declared types (`"2"` becomes `2`); unchanged if they already fit.
+        Only for calls that were carried out."""
         arguments = dict(call.arguments)
         try:
             type(self._tools[call.tool]).Arguments.model_validate_json(json.dumps(arguments), strict=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pearl.files import whole_file
+from pearl.images import SUFFIXES
 from pearl.pipelines.curation.hashing import MAX_DISTANCE, ImageIndex, nearest
 from pearl.pipelines.curation.rows import (
     CurationError,
@@ -29,7 +30,6 @@ from pearl.pipelines.curation.rows import (
 
 Cause = Literal["either", "image", "question", "both"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_COLUMNS = ("question", "text")
 """Names of columns with questions, whatever their case."""
 NEAR = 6
@@ -95,7 +95,7 @@ class BenchmarkFolder:
     def _read(self, path: Path, where: str) -> None:
         kind = path.suffix.lower()
         try:
-            if kind in IMAGE_SUFFIXES:
+            if kind in SUFFIXES:
                 self._add_image(path.read_bytes(), where)
             elif kind == ".parquet" or kind in _TABLES:
                 before = self._compared

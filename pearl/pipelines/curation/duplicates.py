@@ -22,13 +22,12 @@ from pearl.pipelines.curation.rows import (
 
 @dataclass(frozen=True)
 class Dedup:
-    """What is a duplicate.
+    """What is a duplicate: the same question about a near image with the same answer, or about the very same image. Against
+    what is only compared with, the answer does not matter.
 
     Attributes:
         near: Images that are linked by steps of at most so many bits of their perceptual hash count as one.
-        images_only: Question and answer do not matter; without it only the same question about such an image does, with
-            the same answer unless the image is the very same, for what differs in the answer differs in what the hash of
-            greys does not see. Against what is only compared with, the answer never matters.
+        images_only: Ignore question and answer.
     """
 
     near: int = NEAR

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pearl.images import MOST_PIXELS, ImageError, header
+from pearl.images import HARD_MAX_PIXELS, ImageError, header
 from pearl.parquet import DataError, read_trajectories, resolve
 from pearl.pipelines.curation.rows import CurationError, lineage, refuse_existing, write_chosen
 from pearl.records import Trajectory
@@ -108,7 +108,7 @@ def _tests(
 
 def _size_tests(trajectory: Trajectory, wanted: Filter) -> Iterator[tuple[str, bool]]:
     try:
-        width, height = header(trajectory.image.data, MOST_PIXELS)
+        width, height = header(trajectory.image.data, HARD_MAX_PIXELS)
     except ImageError:
         yield "unreadable image", True
         return

@@ -13,7 +13,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from pearl.images import MOST_PIXELS, ImageError, decode
+from pearl.images import HARD_MAX_PIXELS, ImageError, decode
 
 BITS = 64
 NEAR = 4
@@ -70,7 +70,7 @@ class ImageIndex:
 
     def _hash(self, data: bytes) -> int | None:
         try:
-            return perceptual_hash(decode(data, MOST_PIXELS))
+            return perceptual_hash(decode(data, HARD_MAX_PIXELS))
         except ImageError:
             self.unreadable += 1
             return None

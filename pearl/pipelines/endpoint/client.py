@@ -207,8 +207,8 @@ class Client:
         self._leave(key, f"{fault.kind}, tried {1 + self.config.retries} times: {fault.detail}")
 
     def _leave(self, key: str, reason: str) -> NoReturn:
-        """Keeps it as unanswered, so that a rerun is the same, but not before another request is answered or `settle`: until
-        then it may be the server.
+        """Gives a request up. It is remembered as unanswered only once another request succeeds, or at `settle`: until
+        then the server may be at fault, not the request.
 
         Raises:
             Unanswered

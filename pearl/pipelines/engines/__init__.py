@@ -18,7 +18,8 @@ class EngineConfig:
 
     Attributes:
         address: A Ray cluster to join; Ray starts locally when None.
-        num_workers: Workers; one a CPU when None (one CPU less where there are more than four, for the driver).
+        num_workers: Workers; when None one for every CPU of the cluster that is joined, else one a CPU of this machine
+            (one less where there are more than four, for the driver).
         num_gpus_per_worker: GPUs, also a fraction of one, that each worker reserves for its models.
         endpoint: The server of a planner.
     """

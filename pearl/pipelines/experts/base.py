@@ -8,7 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from pearl.images import MOST_PIXELS, header
+from pearl.images import HARD_MAX_PIXELS, header
 from pearl.pipelines.errors import Rejected, Unsolvable
 from pearl.pipelines.experts.voice import Voice
 from pearl.records import Box, Region, Sample, ToolCall
@@ -61,7 +61,7 @@ class Case:
 
     def fits_zoom(self, box: Box) -> bool:
         """Whether `zoom` takes the box: of a large picture it may have too many pixels already."""
-        width, height = header(self.sample.image.data, MOST_PIXELS)
+        width, height = header(self.sample.image.data, HARD_MAX_PIXELS)
         return max((box[2] - box[0]) * width, (box[3] - box[1]) * height) < MAX_SIDE - 2
 
     def region(self, index: int) -> Region:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pearl.images import decode, encode
-from pearl.pipelines.checks import MAX_STEPS, names
+from pearl.pipelines.checks import MAX_STEPS, states_answer
 from pearl.pipelines.endpoint.replies import Reply, Unanswered
 from pearl.pipelines.errors import ConfigError, Rejected, Unsolvable
 from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, Steps
@@ -27,7 +27,7 @@ from pearl.records import Sample, ToolCall
 from pearl.tools import Toolbox, ToolResult, refused, spec
 from pearl.tools.calls import Fault, named_call, read_turn
 
-MAX_FAULTS = 2
+MAX_MISTAKES = 2
 """Mistakes of form in one try that the model may mend."""
 MAX_EXCERPT = 500
 INSTRUCTIONS = """\
@@ -123,7 +123,7 @@ class Planner:
             result = refused(turn.mistake) if turn.mistake else (yield from self._act(case, turn))
             talk.show(turn, result, case.steps)
             mistakes += result.failed
-            if mistakes > MAX_FAULTS:
+            if mistakes > MAX_MISTAKES:
                 raise Rejected(turn.reason, result.text)
 
     def _act(self, case: Case, turn: _Turn) -> Steps:
@@ -238,7 +238,7 @@ def _concluded(case: Case, turn: _Turn) -> Conclusion:
         raise Rejected("wrong answer", f"{turn.answer[:MAX_EXCERPT]!r}, not {answer!r}")
     if not case.steps:
         raise Rejected("no tool call", "the answer is right, but nothing was looked at")
-    if names(turn.thought, answer):
+    if states_answer(turn.thought, answer):
         return Conclusion(turn.thought, answer)
     return Conclusion(f"{turn.thought} The answer is {answer}.".strip(), answer)
 

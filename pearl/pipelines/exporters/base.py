@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 from PIL import ExifTags, Image
 
 from pearl.files import whole_folder
-from pearl.images import MOST_PIXELS, decode, encode
+from pearl.images import HARD_MAX_PIXELS, decode, encode
 from pearl.pipelines.exporters.messages import ExportError, Message, Row, named
 from pearl.records import EncodedImage
 
 DATA = "data.jsonl"
 MANIFEST = "export.json"
 IMAGES = "images"
+PLACEHOLDER = "<image>"
+"""What stands for an image where text and images are kept apart."""
 INLINE = ("jpeg", "png", "webp", "gif")
 """What services take in a data URI; anything else goes as PNG."""
 
@@ -179,23 +181,21 @@ def upright(data: bytes) -> tuple[bytes, str]:
 
 
 def _encoded_anew(data: bytes, kind: str) -> tuple[bytes, str]:
-    pixels = decode(data, MOST_PIXELS)
+    pixels = decode(data, HARD_MAX_PIXELS)
     return (encode(pixels), "jpeg") if kind == "jpeg" else (encode(pixels, "png"), "png")
 
 
-def with_placeholders(message: Message, placeholder: str = "<image>") -> str:
-    return "".join(part if isinstance(part, str) else placeholder for part in message.parts)
+def with_placeholders(message: Message) -> str:
+    return "".join(part if isinstance(part, str) else PLACEHOLDER for part in message.parts)
 
 
-def from_placeholders(
-    text: str, images: Iterator[EncodedImage], placeholder: str = "<image>"
-) -> tuple[str | EncodedImage, ...]:
+def from_placeholders(text: str, images: Iterator[EncodedImage]) -> tuple[str | EncodedImage, ...]:
     """Undoes `with_placeholders`; takes as many images as the text has placeholders.
 
     Raises:
         ExportError: there are fewer images.
     """
-    first, *others = text.split(placeholder)
+    first, *others = text.split(PLACEHOLDER)
     parts: list[str | EncodedImage] = [first]
     for other in others:
         image = next(images, None)

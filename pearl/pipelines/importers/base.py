@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from pearl.boxed import last_boxed
 from pearl.drawing import pixel_box
-from pearl.images import MOST_PIXELS, ImageError, header
-from pearl.pipelines.checks import names
+from pearl.images import HARD_MAX_PIXELS, ImageError, header
+from pearl.pipelines.checks import states_answer
 from pearl.pipelines.errors import Rejected
 from pearl.pipelines.importers.images import Images
 from pearl.pipelines.importers.rows import DataFile, Row, data_files, fetch, listed
@@ -183,7 +183,7 @@ def size_of(image: EncodedImage) -> tuple[int, int]:
         BadRecord
     """
     try:
-        return header(image.data, MOST_PIXELS)
+        return header(image.data, HARD_MAX_PIXELS)
     except ImageError as error:
         raise BadRecord(f"{image.path}: {error}") from error
 
@@ -240,8 +240,8 @@ def text_of(value: Any, what: str) -> str:
     return value
 
 
-def without_placeholders(text: str, placeholder: str = "<image>") -> str:
-    return text.replace(placeholder + "\n", "").replace(placeholder, "").strip()
+def without_placeholders(text: str) -> str:
+    return text.replace("<image>\n", "").replace("<image>", "").strip()
 
 
 def conversation(value: Any) -> list[tuple[str, str]]:
@@ -291,7 +291,7 @@ def final_answer(text: str) -> tuple[str, str]:
 
 def concluded(thought: str, answer: str) -> str:
     """The concluding thought, which names the answer."""
-    return thought if names(thought, answer) else f"{thought}\nThe answer is {answer}.".strip()
+    return thought if states_answer(thought, answer) else f"{thought}\nThe answer is {answer}.".strip()
 
 
 def _told(text: str, otherwise: str) -> str:

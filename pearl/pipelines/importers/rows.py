@@ -16,11 +16,10 @@ from typing import Any, BinaryIO
 
 import ijson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pearl.pipelines.importers.images import check_images
 from pearl.pipelines.sources.base import BadRecord, SourceError, refuse_faults_of_the_machine
-from pearl.pipelines.sources.tables import MAX_GROUP_BYTES
+from pearl.pipelines.sources.tables import MAX_GROUP_BYTES, open_table
 
 Row = Mapping[str, Any]
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -182,7 +181,7 @@ def _checked(number: int, row: Any) -> Listed:
 
 def _parquet_places(file: DataFile) -> Iterator[Listed]:
     number = 0
-    parquet = _open(str(file.path))
+    parquet = open_table(str(file.path))
     for group in range(parquet.num_row_groups):
         metadata = parquet.metadata.row_group(group)
         if metadata.total_byte_size > MAX_GROUP_BYTES:
@@ -195,15 +194,7 @@ def _parquet_places(file: DataFile) -> Iterator[Listed]:
             yield Listed(number, {"group": group, "index": index})
 
 
-@lru_cache(maxsize=4)
-def _open(path: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path} is not a readable Parquet file: {error}") from error
-
-
 @lru_cache(maxsize=1)
 def _row_group(path: str, group: int, columns: tuple[str, ...]) -> pa.Table:
-    file = _open(path)
+    file = open_table(path)
     return file.read_row_group(group, columns=[name for name in columns if name in file.schema_arrow.names])

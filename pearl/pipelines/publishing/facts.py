@@ -12,7 +12,7 @@ from typing import Any
 from pearl.parquet import from_row, open_parquet, read_group
 from pearl.pipelines.inspection import Inspection, inspect_data
 from pearl.pipelines.publishing.plan import Plan
-from pearl.pipelines.run_directory import RunDirectory, read_json
+from pearl.pipelines.run_directory import RunDirectory, counted_as, read_json
 from pearl.records import Trajectory
 
 MAX_SAMPLES = 6
@@ -103,7 +103,4 @@ def _runs(plan: Plan) -> Iterator[Run]:
         manifest = read_json(directory.manifest)
         if manifest is None:
             continue
-        refusals: Counter[str] = Counter()
-        for one in directory.refusals():
-            refusals[f"quarantined: {one['reason']}" if one["quarantined"] else one["reason"]] += 1
-        yield Run(manifest, refusals)
+        yield Run(manifest, Counter(map(counted_as, directory.refusals())))

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from pearl.images import MOST_PIXELS, decode
+from pearl.images import HARD_MAX_PIXELS, decode
 from pearl.records import EncodedImage, Trajectory
 
 HEIGHT = 224
@@ -33,6 +33,6 @@ def strip(trajectory: Trajectory) -> bytes:
 
 
 def _small(image: EncodedImage) -> Image.Image:
-    picture = Image.fromarray(decode(image.data, MOST_PIXELS))
+    picture = Image.fromarray(decode(image.data, HARD_MAX_PIXELS))
     width = max(1, min(MAX_WIDTH, round(picture.width * HEIGHT / picture.height)))
     return picture.resize((width, HEIGHT), Image.Resampling.LANCZOS)

@@ -29,7 +29,8 @@ from pearl.tools.ocr import Ocr
 from pearl.tools.segment import Segment
 
 SAME, PROBABLY_SAME = 0.8, 0.5
-"""Two boxes of one label with this intersection over union hold one thing: certainly, or if one of them is unsure."""
+"""Two boxes of one label with at least this intersection over union are the same thing: the first if both are sure, the
+second if one is unsure."""
 ENTANGLED = 0.5
 """Two boxes of one label may hold one thing twice where they share so much of the smaller one."""
 AGREED = 0.5

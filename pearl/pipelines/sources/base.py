@@ -146,7 +146,13 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, item: Item) -> Sample:
-        """Raises BadRecord."""
+        """The sample of an item.
+
+        Raises:
+            BadRecord: the record cannot become one; counted as "bad input".
+            Rejected: nothing can be asked or learned here; counted under its reason.
+            SourceError, ToolUnavailable: it is not this item alone; the run stops.
+        """
 
     @abstractmethod
     def fingerprint(self) -> Mapping[str, Any]:

@@ -16,15 +16,15 @@ from pearl.tools.depth import SURE
 
 MIN_SIDE = 0.03
 LARGER, LARGER_BY_BOX = 1.6, 3.2
-"""How many times larger an object's box must be; where nothing but boxes is known, of which objects fill a third or all,
-the latter."""
+"""How many times larger one box must be than the other to call its object larger: the first where masks are known or the
+regions are text; the second where only boxes are, since an object may fill a third of its box or all of it."""
 LARGER_ITSELF = 1.4
 MAX_COUNTED = 4
 MAX_LOOKED_AT = 4
 MAX_QUOTED = 32
 """A longer text is no name for the place where it stands."""
 SKILLS = ("counting", "existence", "spatial relation", "comparison", "depth", "text")
-"""The families, in the order in which they are asked."""
+"""In the order in which they are asked."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Annotated:
 def questions_from_boxes(
     image: Annotated, categories: Sequence[str], seed: int, image_key: str
 ) -> Iterator[dict[str, Any]]:
-    """At most one question a family, as the fields of a sample. The same image, seed and key give the same questions.
+    """At most one question a skill, as the fields of a sample. The same image, seed and key give the same questions.
 
     The answer of "closer" is empty where no nearness is annotated: boxes do not tell, a depth estimate must.
     """

@@ -27,7 +27,8 @@ from pearl.records import Region, Sample
 
 MOST_SIDE = 1_000_000
 """Pixels of an image's side."""
-WITH_ANSWER = ("attribute", "fine detail", "counting", "spatial relation", "depth", "comparison", "existence", "text")
+REGION_SKILLS = ("attribute", "fine detail", "counting", "spatial relation", "depth", "comparison", "existence", "text")
+"""The skills that need nothing but regions: what question files and tables may name."""
 
 
 class Coco(Source):
@@ -320,8 +321,8 @@ def _parse_question(line: bytes) -> dict[str, Any]:
         raise BadRecord(f"the annotation ids {question['annotation_ids']} are not all numbers or text")
     if question["choices"] and question["answer"] not in question["choices"]:
         raise BadRecord(f"the answer {question['answer']!r} is not among the choices {question['choices']}")
-    if question["skill"] not in WITH_ANSWER:
-        raise BadRecord(f"the skill {question['skill']!r} is none of {', '.join(WITH_ANSWER)}")
+    if question["skill"] not in REGION_SKILLS:
+        raise BadRecord(f"the skill {question['skill']!r} is none of {', '.join(REGION_SKILLS)}")
     return question
 
 

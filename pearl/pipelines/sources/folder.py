@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pearl.images import ImageError, Picture, decode
+from pearl.images import SUFFIXES, ImageError, Picture, decode
 from pearl.pipelines.errors import Rejected
 from pearl.pipelines.sources.base import (
     BadRecord,
@@ -31,7 +31,6 @@ from pearl.tools import Toolbox
 if TYPE_CHECKING:
     from pearl.pipelines.sources.annotators import Annotators
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FROM_READINGS = (("relative depth", "depth"), ("text", "ocr"))
 MAX_NAMED = 8
 OF_THINGS = ("counting", "existence")
@@ -74,11 +73,11 @@ class Folder(Source):
             found = True
             yield from (Item(f"{name}#{skill}", {"image": name, "skill": skill}) for skill in self.skills)
         if not found:
-            raise SourceError(f"{self.folder} holds no image ({', '.join(EXTENSIONS)})")
+            raise SourceError(f"{self.folder} holds no image ({', '.join(SUFFIXES)})")
 
     def _names(self) -> Iterator[str]:
         for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in EXTENSIONS and path.is_file():
+            if path.suffix.lower() in SUFFIXES and path.is_file():
                 yield path.relative_to(self.folder).as_posix()
 
     def read(self, item: Item) -> Sample:

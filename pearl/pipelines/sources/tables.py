@@ -1,19 +1,6 @@
 """`parquet:PATH` and `hf:ORG/NAME`: rows of any Parquet dataset, by a small mapping of columns.
 
-| ours | what it holds | when it is missing |
-|---|---|---|
-| `image` | HF Image (struct of bytes and path) or binary | the row is refused |
-| `question`, `answer` | text | the row is refused |
-| `choices` | list of text | an open question |
-| `boxes` | list of `[x0, y0, x1, y1]`, in 0..1, or all in pixels if any number of the row is above 1.01 | no regions |
-| `labels` | list of text, one a box | "the region" |
-| `skill` | one of the skills that a question file may name (`coco.WITH_ANSWER`) | `attribute` |
-| `id` | text or number; a row whose id stood there before is refused | file and row number |
-| `license` | text | `unknown` |
-| `depth` | HF Image or binary: a 16-bit grey PNG of the image's size, in millimetres, 0 = no reading | no sensor depth |
-
-Of a Hub dataset, the files are taken whose name or folder begins with the name of the split (`--split`: train, val or
-validation, test); all, where none is named after any split.
+The columns and their meaning stand in `docs/sources.md`.
 """
 
 from __future__ import annotations
@@ -32,7 +19,7 @@ import pyarrow.parquet as pq
 from pearl.images import ImageError, decode_depth, header
 from pearl.parquet import DataError, resolve
 from pearl.pipelines.sources.base import BadRecord, Item, Source, SourceError, SourceOptions, content_hash
-from pearl.pipelines.sources.coco import WITH_ANSWER
+from pearl.pipelines.sources.coco import REGION_SKILLS
 from pearl.records import EncodedImage, Region, Sample
 from pearl.scenes.layout import SPLITS
 
@@ -59,7 +46,7 @@ class ParquetRows(Source):
     def items(self) -> Iterator[Item]:
         seen: set[str] = set()
         for number, path in enumerate(self._files):
-            file = _open(str(path))
+            file = open_table(str(path))
             self._check(path, file)
             before = 0
             for group in range(file.num_row_groups):
@@ -126,7 +113,7 @@ class ParquetRows(Source):
         except IndexError as error:
             raise BadRecord(f"{self.place} has only {len(self._files)} files now; it has changed") from error
         try:
-            table = _row_group(str(path), record["group"], tuple(self._mapped(_open(str(path)))))
+            table = _row_group(str(path), record["group"], tuple(self._mapped(open_table(str(path)))))
             row = table.slice(record["row"], 1).to_pylist()[0]
             return self._sample(item.key, {ours: row.get(theirs) for ours, theirs in self.columns.items()})
         except (BadRecord, ImageError) as error:
@@ -142,8 +129,8 @@ class ParquetRows(Source):
         if choices and answer not in choices:
             raise BadRecord(f"the answer {answer!r} is not among the choices {list(choices)}")
         skill = str(values["skill"] or "attribute")
-        if skill not in WITH_ANSWER:
-            raise BadRecord(f"the skill {skill!r} is none of {', '.join(WITH_ANSWER)}")
+        if skill not in REGION_SKILLS:
+            raise BadRecord(f"the skill {skill!r} is none of {', '.join(REGION_SKILLS)}")
         regions = _regions(values["boxes"], values["labels"], size)
         query = {"targets": list(range(len(regions)))}
         return Sample(
@@ -194,7 +181,12 @@ class HubRows(ParquetRows):
 
 
 @lru_cache(maxsize=4)
-def _open(path: str) -> pq.ParquetFile:
+def open_table(path: str) -> pq.ParquetFile:
+    """Any Parquet file; the latest ones stay open.
+
+    Raises:
+        SourceError: it is none.
+    """
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -203,7 +195,7 @@ def _open(path: str) -> pq.ParquetFile:
 
 @lru_cache(maxsize=1)
 def _row_group(path: str, group: int, columns: tuple[str, ...]) -> pa.Table:
-    return _open(path).read_row_group(group, columns=list(columns))
+    return open_table(path).read_row_group(group, columns=list(columns))
 
 
 def _image(value: Any, column: str = "image") -> EncodedImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pearl.images import MOST_PIXELS, ImageError, header
+from pearl.images import HARD_MAX_PIXELS, ImageError, header
 from pearl.pipelines.stats.counters import Spread, Tally
 
 _STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"}
@@ -21,7 +21,7 @@ class Pictures:
         self._bytes.add(len(data))
         self._formats.add(next((name for start, name in _STARTS.items() if data.startswith(start)), "other"))
         try:
-            width, height = header(data, MOST_PIXELS)
+            width, height = header(data, HARD_MAX_PIXELS)
         except ImageError:
             self._unreadable += 1
             return None

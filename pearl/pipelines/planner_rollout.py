@@ -35,7 +35,7 @@ class PlannerConfig(GenerateConfig):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class DiscardedTry:
     """A try that was not kept: for study.
 
     Attributes:
@@ -87,7 +87,7 @@ class PlannerCrew:
             raise
 
 
-class PlannedRollout(Rollout):
+class PlannerRollout(Rollout):
     """A rollout whose experts wait for a server: those of one round wait together.
 
     Attributes:
@@ -98,7 +98,7 @@ class PlannedRollout(Rollout):
         name = f"{config.expert}:{crew.settings.model}"
         super().__init__(toolbox, config.seed, config.image_format, config.source_options.max_pixels, name)
         self.crew = crew
-        self.set_aside: list[Attempt] = []
+        self.set_aside: list[DiscardedTry] = []
 
     def run(self, samples: Sequence[tuple[str, Sample]]) -> list[Trajectory | Refusal]:
         outcomes: dict[str, list[Trajectory | Refusal]] = {identity: [] for identity, _ in samples}
@@ -118,12 +118,13 @@ class PlannedRollout(Rollout):
     ) -> tuple[list[Trajectory | Refusal], list[Transcript]]:
         """What becomes of try `number` at these samples, and what was said."""
         talks: list[Transcript] = [[] for _ in samples]
+        # by identity: a Sample holds mappings and cannot be hashed
         talk_of = {id(sample): talk for (_, sample), talk in zip(samples, talks, strict=True)}
 
         def expertise(case: Case) -> Expertise:
             return self.crew.planner.solve(case, number, talk_of[id(case.sample)])
 
-        self.expertise = expertise
+        self.expertise = expertise  # each try starts the experts anew, with its number
         return super().run(samples), talks
 
     def _together(self, moves: Sequence[Callable[[], T]]) -> list[T]:
@@ -140,7 +141,7 @@ class PlannedRollout(Rollout):
                 reason, detail = "right, but longer", f"{len(outcome.steps)} steps"
             else:
                 continue
-            self.set_aside.append(Attempt(sample.key, sample.source, sample.skill, number, reason, detail, talk))
+            self.set_aside.append(DiscardedTry(sample.key, sample.source, sample.skill, number, reason, detail, talk))
 
 
 def open_crew(
