@@ -142,7 +142,7 @@ class Subject:
         where = place_of(name)
         refuse_pickle(where, allow_pickle)
         chosen = default_device(None if device == "auto" else device)
-        with explained(name):
+        with explained(where):
             processor = AutoProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
             with quiet_transformers():
                 loaded: Any = AutoModelForImageTextToText.from_pretrained(

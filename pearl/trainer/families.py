@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pearl.errors import PearlError
 from pearl.records import Box
 
 
@@ -141,8 +142,11 @@ class Family:
         """(rows, columns) of an image's parts: which of its merged visual tokens shows each.
 
         Of an image in tiles those are the tiles' tokens, not those of the whole in small beside them.
+
+        Raises:
+            PearlError: it is not known.
         """
-        raise NotImplementedError
+        raise PearlError(f"where visual tokens lie is not known of {type(self).__name__}")
 
     def shown(self, processor: Any, height: int, width: int) -> Box:
         """The part of an image of this size that its visual tokens show."""

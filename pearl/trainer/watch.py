@@ -9,6 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+WINDOW = 64
+LEAST_SPREAD = 1e-3
+"""Of targets or predictions: below it there is a warning."""
+LEAST_RANK = 2.0
+"""Likewise of their effective rank, when the window is full."""
+
+
 def effective_rank(embeddings: Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007) of (N, H), centred: 1 to N − 1."""
     centred = (embeddings - embeddings.mean(0)).double()
@@ -39,16 +46,10 @@ def retrieval(predicted: Tensor, target: Tensor) -> float:
 
 
 class CollapseWatch:
-    """Measures over the last `window` pairs of predicted and target embeddings; small batches alone say little.
+    """Measures over the last `WINDOW` pairs of predicted and target embeddings; small batches alone say little."""
 
-    Args:
-        limit: Below this spread of the targets or predictions there is a warning, and where, of a full window, they have
-            an effective rank below `least_rank`.
-    """
-
-    def __init__(self, window: int = 64, limit: float = 1e-3, least_rank: float = 2.0) -> None:
-        self.limit, self.least_rank = limit, least_rank
-        self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
+    def __init__(self) -> None:
+        self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=WINDOW)
 
     def add(self, predicted: Tensor, target: Tensor) -> None:
         """(N, H) each."""
@@ -71,13 +72,13 @@ class CollapseWatch:
         """What to tell the user, if the embeddings are all but the same, or differ in one direction only."""
         if "predicted_spread" not in figures:
             return None
-        flat = [side for side in ("predicted", "target") if figures[f"{side}_spread"] < self.limit]
+        flat = [side for side in ("predicted", "target") if figures[f"{side}_spread"] < LEAST_SPREAD]
         if flat:
             return (
                 f"the {' and '.join(flat)} embeddings are nearly all the same: they have collapsed, or not yet parted"
             )
-        full = len(self._pairs) == self._pairs.maxlen
-        thin = [side for side in ("predicted", "target") if full and figures[f"{side}_rank"] < self.least_rank]
+        full = len(self._pairs) == WINDOW
+        thin = [side for side in ("predicted", "target") if full and figures[f"{side}_rank"] < LEAST_RANK]
         if thin:
             return f"the {' and '.join(thin)} embeddings differ in one direction only: they have collapsed"
         return None
