@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 WINDOW = 64
 LEAST_SPREAD = 1e-3
 """Of targets or predictions: below it there is a warning."""
