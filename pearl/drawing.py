@@ -7,17 +7,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from pearl.boxes import pixel_box
 from pearl.records import Box, Point
 
 PALETTE = ((255, 40, 40), (40, 120, 255), (30, 200, 60), (255, 190, 0), (200, 60, 255), (0, 200, 200))
-
-
-def pixel_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """The smallest whole pixels that cover `box`: left, top, right, bottom (exclusive), at least 1×1."""
-    left, top = min(int(box[0] * width), width - 1), min(int(box[1] * height), height - 1)
-    right = max(left + 1, min(width, int(np.ceil(box[2] * width))))
-    bottom = max(top + 1, min(height, int(np.ceil(box[3] * height))))
-    return left, top, right, bottom
 
 
 def draw_boxes(pixels: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:

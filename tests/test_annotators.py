@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pearl.boxes import intersection_over_union
 from pearl.cli.gen import app
 from pearl.images import Picture, decode, encode
 from pearl.parquet import read_trajectories
@@ -27,7 +28,7 @@ from pearl.pipelines.publishing.plan import make_plan
 from pearl.pipelines.rollout import Refusal, Rollout
 from pearl.pipelines.shards import ShardMaker, ShardTask
 from pearl.pipelines.sources import Annotation, BadRecord, SourceError, SourceOptions, Thresholds, open_source
-from pearl.pipelines.sources.annotators import Annotators, intersection_over_union, settled
+from pearl.pipelines.sources.annotators import Annotators, settled
 from pearl.pipelines.sources.box_questions import Annotated, questions_from_boxes
 from pearl.pipelines.sources.folder import Folder
 from pearl.pipelines.validation import validate_data

@@ -24,8 +24,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from pearl.boxes import pixel_box
 from pearl.cli.importing import import_
-from pearl.drawing import pixel_box
 from pearl.images import decode, encode
 from pearl.parquet import read_trajectories
 from pearl.pipelines.engines import EngineConfig

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pearl.boxes import area, centre
 from pearl.randomness import generator
 from pearl.scenes.layout import (
     SPLITS,
@@ -28,7 +29,7 @@ from pearl.scenes.layout import (
     draw_layout,
     scene_rng,
 )
-from pearl.scenes.questions import DEPTH_GAP, EXTREMES, FAMILIES, PLACE_GAP, Question, View, area, centre
+from pearl.scenes.questions import DEPTH_GAP, EXTREMES, FAMILIES, PLACE_GAP, Question, View
 from pearl.scenes.render import Scene, render
 from pearl.scenes.samples import family_due, scene_sample
 

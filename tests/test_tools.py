@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pydantic import AliasChoices, ConfigDict, Field
 
 import pearl
-from pearl.drawing import pixel_box
+from pearl.boxes import pixel_box
 from pearl.errors import PearlError
 from pearl.images import Picture, decode
 from pearl.pipelines.checks import check_observation

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pearl.records import Box, Point, Region
+from pearl.boxes import area, centre
+from pearl.records import Point, Region
 from pearl.scenes.layout import COLOURS, SHAPES
 from pearl.scenes.render import Scene, SeenThing
 
@@ -103,14 +104,6 @@ class View:
             not all(self.is_lower(nearest, other) for other in others),
             not all(self.is_bigger(nearest, other) for other in others),
         )
-
-
-def area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def centre(box: Box) -> Point:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def regions(scene: Scene) -> tuple[Region, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pearl.drawing import pixel_box
+from pearl.boxes import pixel_box
 from pearl.images import Picture
 from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolResult, as_text
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from pearl.drawing import pixel_box
+from pearl.boxes import pixel_box
 from pearl.images import Picture
 from pearl.tools.base import FULL, BoxArgument, PictureTool, ToolArguments, ToolResult, as_text
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from pearl.drawing import draw_boxes, pixel_box
+from pearl.boxes import pixel_box
+from pearl.drawing import draw_boxes
 from pearl.images import Picture
 from pearl.records import Box
 from pearl.tools.base import FULL, BoxArgument, PictureTool, ToolArguments, ToolResult, ToolUnavailable, as_text

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from pearl.drawing import pixel_box
+from pearl.boxes import pixel_box
 from pearl.images import Picture
 from pearl.records import Box
 from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolError, ToolResult, ToolUnavailable, as_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 from pydantic import Field
 
-from pearl.drawing import pixel_box
+from pearl.boxes import pixel_box
 from pearl.images import Picture
 from pearl.tools.base import BoxArgument, PictureTool, ToolArguments, ToolError, ToolResult, as_text
 

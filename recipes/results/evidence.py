@@ -64,9 +64,9 @@ def seen(models: dict[str, str]) -> str:
 
 def boxes(results: Iterable[Path]) -> str:
     """Where the first calls of `tools` look: their overlap with the expert's box, and with the next question's."""
+    from pearl.boxes import intersection_over_union
     from pearl.evaluation.results import read_results
     from pearl.parquet import read_trajectories
-    from pearl.pipelines.sources.annotators import intersection_over_union
 
     expert = {one.id: one.steps[0].call.arguments["box"] for one in read_trajectories(DATA / "test.parquet")}
     asked, looked = 0, list[tuple[str, Box]]()

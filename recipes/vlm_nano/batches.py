@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pearl.drawing import draw_points, pixel_box
-from pearl.pipelines.experts.base import padded
+from pearl.boxes import padded, pixel_box
+from pearl.drawing import draw_points
 from pearl.pipelines.experts.voice import Voice, article
 from pearl.records import Box
 from pearl.tools.base import as_text

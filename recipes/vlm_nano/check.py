@@ -65,8 +65,7 @@ def _asked() -> str:
 
 
 def _cropped(image: np.ndarray, question: Asked) -> np.ndarray:
-    from pearl.drawing import pixel_box
-    from pearl.pipelines.experts.base import padded
+    from pearl.boxes import padded, pixel_box
 
     assert question.target
     left, top, right, bottom = pixel_box(padded(question.target, 0.2), SIZE, SIZE)

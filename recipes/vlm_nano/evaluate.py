@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pearl.boxes import longer_side, padded
 from pearl.drawing import draw_points
 from pearl.files import file_hash
 from pearl.images import Picture
-from pearl.pipelines.experts.base import padded, side
 from pearl.scenes.layout import COLOURS, MATERIALS, SHAPES, draw_layout, scene_rng
 from pearl.scenes.questions import FAMILIES, USUAL, View
 from pearl.scenes.render import Scene, render
@@ -137,7 +137,7 @@ def with_crop(case: Case) -> Messages:
     """The target, enlarged as the experts of `pearl-gen` do, in a later turn."""
     assert case.question.target
     box = padded(case.question.target)
-    factor = min(6, max(1, round(0.35 / side(box))))
+    factor = min(6, max(1, round(0.35 / longer_side(box))))
     result = Zoom().apply(Picture(case.picture), ZoomArguments(box=box, factor=factor))
     assert result.pixels is not None
     looking = {"role": "assistant", "content": LOOKING}

@@ -65,14 +65,14 @@ class Stage:
 
 
 STAGES = (
-    Stage("objects", 50, 1.5e-3, seeing=False, measuring=False),
-    Stage("places", 70, 1e-3, seeing=False),
+    Stage("objects", 45, 1.5e-3, seeing=False, measuring=False),
+    Stage("places", 40, 1e-3, seeing=False),
     Stage("cells", 5, 1e-3, seeing=False),
-    Stage("crops", 20, 1.5e-3, seeing=True),
-    Stage("sight", 60, 8e-4, seeing=True),
+    Stage("crops", 15, 1.5e-3, seeing=True),
+    Stage("sight", 50, 8e-4, seeing=True),
     Stage("heads", 0, 3e-3, seeing=True, told=3),
-    Stage("joint", 185, 8e-4, seeing=True, cropping=0.6, told=2),
-    Stage("closer", 25, 4e-4, seeing=True, cropping=1.0, questions=6),
+    Stage("joint", 110, 8e-4, seeing=True, cropping=0.6, told=2),
+    Stage("closer", 15, 4e-4, seeing=True, cropping=1.0, questions=6),
 )
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from pearl.boxes import padded, rounded_outwards
 from pearl.pipelines.errors import Contradiction, Unsolvable
-from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, padded, rounded
+from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise
 from pearl.pipelines.experts.looking import (
     compare_colours,
     conclude_attribute,
@@ -34,7 +35,7 @@ def closer(case: Case) -> Expertise:
     seen = ""
     if case.tools & {"crop", "zoom"} and case.voice.chance(0.75):
         seen = yield from look_at_each(case, targets, names, in_view(case))
-    boxes = [list(rounded(case.region(i).box)) for i in targets]
+    boxes = [list(rounded_outwards(case.region(i).box)) for i in targets]
     thought = f"{seen} {case.voice.say('depth of two', a=names[0], b=names[1])}".strip()
     result = yield from case.act(thought, "depth", image=0, boxes=boxes)
     return _nearer(case, result.numbers["boxes"], names, answers)
@@ -162,7 +163,7 @@ def _find_nearest(
 def _read(
     case: Case, candidates: Sequence[int], plural: str, before: str = ""
 ) -> Generator[Act, ToolResult, list[float]]:
-    boxes = [list(rounded(case.region(i).box)) for i in candidates]
+    boxes = [list(rounded_outwards(case.region(i).box)) for i in candidates]
     thought = f"{before} {case.voice.say('depth of many', plural=plural)}".strip()
     result = yield from case.act(thought, "depth", image=0, boxes=boxes)
     return list(result.numbers["boxes"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Sequence
 
+from pearl.boxes import longer_side, padded, rounded_outwards, seen_in, union
 from pearl.pipelines.errors import Contradiction, Unsolvable
-from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise, padded, rounded, side, union, within
+from pearl.pipelines.experts.base import Act, Case, Conclusion, Expertise
 from pearl.pipelines.experts.voice import article
 from pearl.records import Box
 from pearl.tools.base import ToolResult
@@ -23,15 +24,15 @@ def look(case: Case, index: int, thought: str, name: str, *, patient: bool = Fal
     """One closer view of a region; `patient`: a tiny one is approached in two steps when there is no zoom."""
     case.needs("crop", "zoom")
     box = case.region(index).box
-    factor = min(6, max(1, round(0.35 / side(padded(box)))))
+    factor = min(6, max(1, round(0.35 / longer_side(padded(box)))))
     if "zoom" in case.tools and (("crop" not in case.tools) or (factor > 1 and case.fits_zoom(padded(box)))):
         yield from case.act(thought, "zoom", image=0, box=list(padded(box)), factor=float(factor))
-    elif patient and side(box) < TINY:
+    elif patient and longer_side(box) < TINY:
         outer = padded(box, margin=1.5, least=0.25)
         around = case.voice.say("look around", name=name)
         yield from case.act(around, "crop", image=0, box=list(outer))
         tighter = case.voice.say("look tighter", name=name)
-        yield from case.act(tighter, "crop", image=case.steps, box=list(within(padded(box), outer)))
+        yield from case.act(tighter, "crop", image=case.steps, box=list(seen_in(outer, padded(box))))
     else:
         yield from case.act(thought, "crop", image=0, box=list(padded(box)))
 
@@ -66,7 +67,7 @@ def attribute(case: Case) -> Expertise:
     if "edges" in case.tools and kind == "shape":
         yield from case.act(case.voice.say("outlines", name=names[0]), "edges", image=case.steps)
     if "segment" in case.tools and kind == "colour" and case.voice.chance(0.5):
-        box = rounded(case.region(case.targets[0]).box)
+        box = rounded_outwards(case.region(case.targets[0]).box)
         yield from case.act(case.voice.say("segment", name=names[0]), "segment", image=0, box=list(box))
     if "ocr" in case.tools and TEXT_WORDS.search(case.sample.question):
         result = yield from case.act(case.voice.say("read"), "ocr", image=case.steps)
@@ -121,7 +122,7 @@ def counting(case: Case) -> Expertise:
     plural = case.query.get("plural", f"instances of “{case.region(matches[0]).label}”")
     total = case.voice.say("counted all", count=str(len(matches)))
     if "highlight" in case.tools and (len(matches) > 4 or case.voice.chance(0.5)):
-        boxes = [list(rounded(case.region(i).box)) for i in matches]
+        boxes = [list(rounded_outwards(case.region(i).box)) for i in matches]
         yield from case.act(case.voice.say("outline all", plural=plural), "highlight", image=0, boxes=boxes)
         return case.conclude(total)
     if len(matches) > 6:
@@ -139,7 +140,7 @@ def relation(case: Case) -> Expertise:
     targets, names = case.targets, case.names
     boxes = [case.region(i).box for i in targets]
     seen = ""
-    if "crop" in case.tools and len(targets) == 2 and max(map(side, boxes)) < SMALL and case.voice.chance(0.4):
+    if "crop" in case.tools and len(targets) == 2 and max(map(longer_side, boxes)) < SMALL and case.voice.chance(0.4):
         seen = yield from look_at_each(case, targets, names, in_view(case))
     yield from _view_both(case, boxes, names, seen)
     if "axis" not in case.query:
@@ -157,10 +158,12 @@ def _view_both(case: Case, boxes: Sequence[Box], names: Sequence[str], before: s
         points = [[round((b[0] + b[2]) / 2, 4), round((b[1] + b[3]) / 2, 4)] for b in boxes]
         yield from case.act(thought("mark"), "mark", image=0, points=points)
     elif "highlight" in case.tools:
-        yield from case.act(thought("outline both"), "highlight", image=0, boxes=[list(rounded(b)) for b in boxes])
+        yield from case.act(
+            thought("outline both"), "highlight", image=0, boxes=[list(rounded_outwards(b)) for b in boxes]
+        )
     else:
         case.needs("highlight", "mark", "crop", "zoom")
-        view = list(padded(union(list(boxes)), margin=0.1))
+        view = list(padded(union(boxes), margin=0.1))
         factor = {} if "crop" in case.tools else {"factor": 1.0}
         tool = "crop" if "crop" in case.tools else "zoom"
         yield from case.act(thought("both in view"), tool, image=0, box=view, **factor)
@@ -180,7 +183,7 @@ def _size(case: Case) -> Expertise:
     tool, factor = ("crop", {}) if "crop" in case.tools else ("zoom", {"factor": 1.0})
     areas = []
     for number, (target, name) in enumerate(zip(case.targets, case.names, strict=True)):
-        box: Box = rounded(case.region(target).box)
+        box: Box = rounded_outwards(case.region(target).box)
         thought = case.voice.say("measure also" if number else "measure", name=name)
         result = yield from case.act(thought, tool, image=0, box=list(box), **factor)
         areas.append(result.numbers["width"] * result.numbers["height"])

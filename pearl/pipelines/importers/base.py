@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from pearl.boxed import last_boxed
-from pearl.drawing import pixel_box
+from pearl.boxes import pixel_box
 from pearl.images import HARD_MAX_PIXELS, ImageError, header
 from pearl.pipelines.checks import states_answer
 from pearl.pipelines.errors import Rejected

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pearl.boxes import intersection_over_union, overlap, rounded, shorter_side
 from pearl.images import Picture
 from pearl.pipelines.sources.base import Annotation, SourceError
-from pearl.pipelines.sources.box_questions import Annotated, area, intersection, overlap
+from pearl.pipelines.sources.box_questions import Annotated
 from pearl.records import Box, Region
 from pearl.tools import Tool, Toolbox, ToolError
 from pearl.tools.base import MIN_BOX_SIDE
@@ -92,7 +93,7 @@ class Annotators:
         if tool is None:
             return region
         try:
-            box = _rounded(mask_box(tool.mask(picture, region.box)))
+            box = rounded(mask_box(tool.mask(picture, region.box)))
         except ToolError:
             return None
         agreement = intersection_over_union(box, region.box)
@@ -133,7 +134,7 @@ class Annotators:
 
     def _region(self, label: str, box: Box, annotator: str, score: float, **more: str) -> Region:
         made = {"annotator": annotator, "model": self._models[annotator], "score": f"{score:.3f}"}
-        return Region(label, _rounded(box), {**made, **more})
+        return Region(label, rounded(box), {**made, **more})
 
     @cached_property
     def _models(self) -> dict[str, str]:
@@ -188,19 +189,9 @@ def mask_box(mask: np.ndarray) -> Box:
     )  # fmt: skip
 
 
-def intersection_over_union(a: Box, b: Box) -> float:
-    shared = intersection(a, b)
-    return shared / max(area(a) + area(b) - shared, 1e-12)
-
-
 def _is_usable(box: Box) -> bool:
     """Whether a tool takes it."""
-    return min(box[2] - box[0], box[3] - box[1]) >= MIN_BOX_SIDE
-
-
-def _rounded(box: Box) -> Box:
-    x0, y0, x1, y1 = (round(side, 4) for side in box)
-    return x0, y0, x1, y1
+    return shorter_side(box) >= MIN_BOX_SIDE
 
 
 def _model(tool: Tool) -> str:

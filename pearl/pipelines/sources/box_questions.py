@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pearl.boxes import area, overlap, shorter_side
 from pearl.randomness import generator
 from pearl.records import Box, Region
 from pearl.tools.depth import SURE
@@ -197,25 +198,10 @@ def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
     return [items[i] for i in rng.permutation(len(items))]
 
 
-def area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
 def _is_visible(box: Box) -> bool:
-    return min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE
+    return shorter_side(box) >= MIN_SIDE
 
 
 def _inside(box: Box, outer: Box) -> bool:
     """Whether nearly all of a smaller box lies in another."""
     return area(box) < area(outer) and overlap(box, outer) > 0.9
-
-
-def overlap(a: Box, b: Box) -> float:
-    """The intersection's share of the smaller box."""
-    return intersection(a, b) / max(min(area(a), area(b)), 1e-12)
-
-
-def intersection(a: Box, b: Box) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0.0) * max(height, 0.0)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pearl.boxes import as_box
 from pearl.pipelines.stats.counters import Spread, Tally
 from pearl.records import Box
 
@@ -93,7 +94,7 @@ class Boxes:
 
     def add(self, arguments: Mapping[str, Any], size: tuple[int, int] | None) -> None:
         for value in _values(arguments):
-            box = _box(value)
+            box = as_box(value)
             if box is None:
                 self._unusable += 1
             elif arguments.get("image", 0) != 0:
@@ -136,16 +137,6 @@ def _values(arguments: Mapping[str, Any]) -> Iterator[object]:
     several = arguments.get("boxes")
     if isinstance(several, list):
         yield from several
-
-
-def _box(value: object) -> Box | None:
-    """The box, if it is one: four finite numbers in 0..1, of positive width and height."""
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in value):
-        return None
-    x0, y0, x1, y1 = map(float, value)
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def _cell(share: float) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pearl.boxes import as_box, out_of
 from pearl.errors import PearlError
 from pearl.records import Box, Step
 from pearl.trainer.conversation import Conversation, Turn
@@ -142,7 +143,7 @@ def regions(steps: Sequence[Step]) -> list[Box]:
     for step in steps:
         image = step.call.arguments.get("image", 0)
         frame = frames[image] if isinstance(image, int) and 0 <= image < len(frames) else None
-        boxes = [] if frame is None else [_within(frame, box) for box in _boxes(step.call.arguments)]
+        boxes = [] if frame is None else [out_of(frame, box) for box in _boxes(step.call.arguments)]
         is_crop = step.call.tool in CROPS and step.observation.image is not None
         frames.append(boxes[0] if is_crop and boxes else None)
         found += boxes
@@ -169,21 +170,7 @@ def _touched(low: float, high: float, count: int) -> np.ndarray:
     return np.arange(max(0, math.floor(low * count)), min(count, math.ceil(high * count)))
 
 
-def _within(frame: Box, box: Box) -> Box:
-    """A box of what `frame` shows, as a box of what `frame` is a box of."""
-    (x, y, far_x, far_y), (left, top, right, bottom) = frame, box
-    wide, tall = far_x - x, far_y - y
-    return x + left * wide, y + top * tall, x + right * wide, y + bottom * tall
-
-
 def _boxes(arguments: Mapping[str, Any]) -> list[Box]:
     given = arguments.get("boxes", [arguments.get("box")])
     many = given if isinstance(given, list | tuple) else []
-    return [(box[0], box[1], box[2], box[3]) for box in many if _is_box(box)]
-
-
-def _is_box(value: Any) -> bool:
-    if not (isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(x, int | float) for x in value)):
-        return False
-    left, top, right, bottom = value
-    return bool(0 <= left < right <= 1 and 0 <= top < bottom <= 1)
+    return [box for one in many if (box := as_box(one))]
