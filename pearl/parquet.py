@@ -10,7 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 from types import TracebackType
@@ -399,11 +399,27 @@ def read_group(
     Raises:
         DataError: the file is damaged there.
     """
-    try:
+    with _damage_told(path, group):
         rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+    return rows
+
+
+def read_table(path: Path, file: pq.ParquetFile, group: int) -> pa.Table:
+    """One row group of an opened file, as it is stored.
+
+    Raises:
+        DataError: the file is damaged there.
+    """
+    with _damage_told(path, group):
+        return file.read_row_group(group)
+
+
+@contextmanager
+def _damage_told(path: Path, group: int) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged in row group {group}: {' '.join(str(error).split())}") from error
-    return rows
 
 
 def read_trajectories(data: str | Path) -> Iterator[Trajectory]:

@@ -27,9 +27,9 @@ from pearl.pipelines.publishing.facts import gather
 from pearl.pipelines.publishing.plan import make_plan
 from pearl.pipelines.rollout import Refusal, Rollout
 from pearl.pipelines.shards import ShardMaker, ShardTask
-from pearl.pipelines.sources import Annotation, BadRecord, SourceError, SourceOptions, Thresholds, open_source
+from pearl.pipelines.sources import AnnotationOptions, BadRecord, SourceError, SourceOptions, Thresholds, open_source
 from pearl.pipelines.sources.annotators import Annotators, settled
-from pearl.pipelines.sources.box_questions import Annotated, questions_from_boxes
+from pearl.pipelines.sources.box_questions import AnnotatedImage, questions_from_boxes
 from pearl.pipelines.sources.folder import Folder
 from pearl.pipelines.validation import validate_data
 from pearl.records import Box, Region, Sample, Trajectory
@@ -70,7 +70,7 @@ def checkpoint(folder: Path, save: Callable[[Path], None] = save_owlv2) -> str:
 
 def options(*annotators: str, **changes: Any) -> SourceOptions:
     own = {name: changes.pop(name) for name in ("labels", "settings", "detect", "ocr") if name in changes}
-    return SourceOptions(annotation=Annotation(annotators, **{"settings": CPU, **own}), **changes)
+    return SourceOptions(annotation=AnnotationOptions(annotators, **{"settings": CPU, **own}), **changes)
 
 
 def samples(folder: Path, chosen: SourceOptions) -> tuple[dict[str, Sample], dict[str, str]]:
@@ -133,7 +133,7 @@ def test_what_is_unsure_is_told_from_what_is_seen_twice(
     assert (len(regions), labels) == (kept, frozenset(unsure.split()))
 
 
-def asked_about(image: Path, annotation: Annotation) -> tuple[Annotated, list[dict[str, Any]]]:
+def asked_about(image: Path, annotation: AnnotationOptions) -> tuple[AnnotatedImage, list[dict[str, Any]]]:
     """What is found in an image, and what is asked about it under many seeds."""
     found = Annotators(annotation).annotate(Picture(decode(image.read_bytes())))
     return found, [one for seed in range(25) for one in questions_from_boxes(found, annotation.labels, seed, "a")]
@@ -143,7 +143,7 @@ def test_nothing_is_asked_about_a_label_that_is_unsure(tmp_path: Path, finds: Ca
     sure = [("cup", 0.9, LEFT), ("cup", 0.8, RIGHT), ("cat", 0.7, MIDDLE)]
     found = [*sure, ("cup", 0.3, SMALL), ("bird", 0.2, (0.6, 0.8, 0.7, 0.95))]
     image = signs(tmp_path / "a.png")
-    annotation = Annotation(("detect",), ("cup", "cat", "bird", "dog"), finds(*found))
+    annotation = AnnotationOptions(("detect",), ("cup", "cat", "bird", "dog"), finds(*found))
     _, asked = asked_about(image, annotation)
     assert not [one["question"] for one in asked if "cup" in one["question"] or "bird" in one["question"]]
     assert {(one["skill"], one["answer"]) for one in asked} == {
@@ -156,7 +156,7 @@ def test_nothing_is_asked_about_a_label_that_is_unsure(tmp_path: Path, finds: Ca
 
 def test_what_has_a_low_score_is_not_there(tmp_path: Path, finds: Callable[..., dict[str, Any]]) -> None:
     settings = finds(("cup", 0.9, LEFT), ("cup", 0.1, RIGHT), ("dog", 0.1, RIGHT))
-    found, asked = asked_about(signs(tmp_path / "a.png"), Annotation(("detect",), ("cup", "dog"), settings))
+    found, asked = asked_about(signs(tmp_path / "a.png"), AnnotationOptions(("detect",), ("cup", "dog"), settings))
     assert len(found.regions) == 1
     assert {(one["skill"], one["answer"]) for one in asked} == {
         ("counting", "1"), ("existence", "yes"), ("existence", "no"),
@@ -165,7 +165,7 @@ def test_what_has_a_low_score_is_not_there(tmp_path: Path, finds: Callable[..., 
 
 def test_places_sizes_and_nearness_of_things_are_asked(tmp_path: Path, finds: Callable[..., dict[str, Any]]) -> None:
     settings = finds(("cup", 0.9, LEFT), ("cat", 0.8, RIGHT), ("ball", 0.7, SMALL))
-    annotation = Annotation(("detect", "depth"), ("cup", "cat", "ball"), settings)
+    annotation = AnnotationOptions(("detect", "depth"), ("cup", "cat", "ball"), settings)
     found, asked = asked_about(signs(tmp_path / "a.png"), annotation)
     near = {f"the {r.label}": float(r.attributes["nearness"]) for r in found.regions}
     middle = {f"the {r.label}": r.box[0] + r.box[2] for r in found.regions}
@@ -193,7 +193,7 @@ def test_every_region_says_what_made_it(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(90, 110, (120, 160, 3), dtype=np.uint8)
     cv2.circle(pixels, (80, 60), 30, (220, 40, 30), -1)
     detector = checkpoint(tmp_path / "owlv2")
-    annotation = Annotation(
+    annotation = AnnotationOptions(
         ("detect", "segment", "depth"), ("cup",), {**CPU, "detect": {"model": detector, "device": "cpu"}}
     )
     annotators = Annotators(annotation)
@@ -219,7 +219,7 @@ def test_a_mask_that_contradicts_its_box_makes_the_label_unsure(
     tmp_path: Path, finds: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**finds(("cup", 0.9, LEFT), ("cat", 0.8, RIGHT)), "segment": {"model": str(tmp_path)}}
-    annotators = Annotators(Annotation(("detect", "segment"), ("cup", "cat"), settings))
+    annotators = Annotators(AnnotationOptions(("detect", "segment"), ("cup", "cat"), settings))
 
     def mask(_: Segment, picture: Picture, within: Box) -> np.ndarray:
         """All of the cat's box, a corner of the cup's."""
@@ -279,7 +279,7 @@ def test_text_on_a_thing_is_asked_where_it_is_the_only_one(
 ) -> None:
     settings = finds(("bus", 0.9, RIGHT), ("wall", 0.9, (0.0, 0.0, 1.0, 1.0)), ("cat", 0.9, LEFT))
     reads(("Exit", 0.95, TOP), ("Station", 0.99, BOTTOM))
-    annotation = Annotation(("detect", "ocr"), ("bus", "wall", "cat"), settings)
+    annotation = AnnotationOptions(("detect", "ocr"), ("bus", "wall", "cat"), settings)
     _, asked = asked_about(signs(tmp_path / "a.png"), annotation)
     assert {(one["question"], one["answer"]) for one in asked if one["skill"] == "text"} == {
         ("What does the text on the bus say?", "Station"), ("What does the topmost line of text say?", "Exit"),
@@ -295,15 +295,15 @@ def test_text_that_may_be_misread_is_not_asked_and_names_nothing(tmp_path: Path,
     image = signs(tmp_path / "a.png")
     for doubtful in (("Statlon", 0.7, BOTTOM), ("?_", 0.99, BOTTOM), ("Station", 0.99, (0.7, 0.7, 0.9, 0.7005))):
         reads(("Exit", 0.95, TOP), doubtful)
-        _, asked = asked_about(image, Annotation(("ocr",)))
+        _, asked = asked_about(image, AnnotationOptions(("ocr",)))
         assert {(one["question"], one["answer"]) for one in asked} == {
             ("What does the topmost line of text say?", "Exit")
         }
     reads(("Exit", 0.95, TOP), ("Statlon", 0.4, BOTTOM))
-    _, asked = asked_about(image, Annotation(("ocr",)))
+    _, asked = asked_about(image, AnnotationOptions(("ocr",)))
     assert {one["question"] for one in asked} == {"What does the text in the picture say?"}
     reads(("Exit", 0.95, TOP), ("a much longer line than is a name of anything", 0.99, BOTTOM))
-    _, asked = asked_about(image, Annotation(("ocr",)))
+    _, asked = asked_about(image, AnnotationOptions(("ocr",)))
     assert {one["skill"] for one in asked} == {"text"}
 
 
@@ -403,7 +403,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS)
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SourceError) as raised:
-        Annotation(**settings)
+        AnnotationOptions(**settings)
     assert message in str(raised.value)
 
 
@@ -514,8 +514,8 @@ def test_sam_outlines_what_the_detector_finds(tmp_path: Path) -> None:
         "segment": {"model": checkpoint(tmp_path / "sam", save_sam), "device": "cpu"},
     }
     picture = Picture(decode(signs(tmp_path / "a.png", ("EXIT", (40, 90))).read_bytes()))
-    alone = Annotators(Annotation(("detect",), ("cup",), settings)).annotate(picture)
-    both = Annotators(Annotation(("detect", "segment"), ("cup",), settings)).annotate(picture)
+    alone = Annotators(AnnotationOptions(("detect",), ("cup",), settings)).annotate(picture)
+    both = Annotators(AnnotationOptions(("detect", "segment"), ("cup",), settings)).annotate(picture)
     assert len(alone.regions) > 1
     assert len(both.regions) < len(alone.regions) or both.regions != alone.regions
     assert ("cup" in both.crowded) == (len(both.regions) < len(alone.regions) or "cup" in alone.crowded)

@@ -22,7 +22,7 @@ from pearl.evaluation.benchmarks import Benchmark, BenchmarkError, benchmark_nam
 from pearl.evaluation.benchmarks.base import SUFFIX
 from pearl.evaluation.benchmarks.blink import Blink
 from pearl.evaluation.benchmarks.mmvp import Mmvp
-from pearl.evaluation.records import Protocol, Question
+from pearl.evaluation.records import Question, Scoring
 from pearl.images import decode, encode
 from pearl.parquet import read_trajectories
 from pearl.records import Sample
@@ -30,7 +30,7 @@ from pearl.scenes.questions import USUAL
 from pearl.scenes.samples import NoFittingScene, family_due, scene_sample
 from tests.runs import data_file, rows
 
-PROTOCOLS: tuple[Protocol, ...] = ("strict", "lvr", "pearl-published")
+SCORINGS: tuple[Scoring, ...] = ("strict", "lvr", "pearl-published")
 LISTED = json.loads(Path(scenes.__file__).with_name("scenes_test.json").read_text())
 
 
@@ -43,8 +43,8 @@ def save(path: Path, seed: int = 0) -> None:
     path.write_bytes(picture(seed))
 
 
-def asked(spec: str, folder: Path, protocol: Protocol = "strict", count: int | None = None) -> tuple[Question, ...]:
-    return open_benchmark(f"{spec}={folder}", protocol, count).questions()
+def asked(spec: str, folder: Path, scoring: Scoring = "strict", count: int | None = None) -> tuple[Question, ...]:
+    return open_benchmark(f"{spec}={folder}", scoring, count).questions()
 
 
 # V*
@@ -97,9 +97,9 @@ def test_vstar_as_parquet_gives_the_same_questions(tmp_path: Path) -> None:
     assert asked("vstar", tmp_path / "parquet") == asked("vstar", listed)
 
 
-def test_protocols_word_vstar(tmp_path: Path) -> None:
+def test_scorings_word_vstar(tmp_path: Path) -> None:
     vstar(tmp_path)
-    lvr, published = (asked("vstar", tmp_path, protocol) for protocol in PROTOCOLS[1:])
+    lvr, published = (asked("vstar", tmp_path, scoring) for scoring in SCORINGS[1:])
     assert [question.prompt.count(SUFFIX) for question in lvr] == [1, 1]
     assert [question.prompt for question in published] == [record["text"] for record in VSTAR]
     assert {(question.opening, question.max_new_tokens) for question in lvr} == {("", 512)}
@@ -136,9 +136,9 @@ def test_mmvp(tmp_path: Path, header: str, images: str) -> None:
     assert questions[0].prompt == f"Are the wings open, or closed?\nOptions:\nA. Open\nB. Closed{SUFFIX}"
 
 
-def test_protocols_word_mmvp(tmp_path: Path) -> None:
+def test_scorings_word_mmvp(tmp_path: Path) -> None:
     mmvp(tmp_path)
-    lvr, published = (asked("mmvp", tmp_path, protocol)[0] for protocol in PROTOCOLS[1:])
+    lvr, published = (asked("mmvp", tmp_path, scoring)[0] for scoring in SCORINGS[1:])
     assert lvr.prompt == f"Are the wings open, or closed?\nOptions:\nA. Open B. Closed{SUFFIX}"
     assert published.prompt == "Are the wings open, or closed?\nOptions:\nA. Open B. Closed"
     assert (published.opening, published.max_new_tokens) == ("<answer>", 4)
@@ -183,9 +183,9 @@ def test_blink(tmp_path: Path) -> None:
     assert [image.data for image in questions[1].images] == [picture(11), picture(12)]
 
 
-def test_protocols_word_blink_alike(tmp_path: Path) -> None:
+def test_scorings_word_blink_alike(tmp_path: Path) -> None:
     blink(tmp_path)
-    strict, lvr, published = (asked("blink", tmp_path, protocol) for protocol in PROTOCOLS)
+    strict, lvr, published = (asked("blink", tmp_path, scoring) for scoring in SCORINGS)
     assert [question.prompt for question in strict] == [question.prompt for question in published]
     assert list(lvr) == [replace(question, max_new_tokens=512) for question in strict]
     assert {question.opening for question in published} == {"<answer>"}
@@ -368,8 +368,8 @@ def test_versions_are_stated() -> None:
         ("nothing", {}, "there is no benchmark 'nothing'; there are: vstar, mmvp, blink, scenes"),
         ("vstar=", {}, "names no place"),
         ("scenes=here", {}, "they have no place"),
-        ("scenes", {"protocol": "lvr"}, "the protocol 'lvr' cannot score"),
-        ("vstar", {"protocol": "lenient"}, "there is no protocol 'lenient'"),
+        ("scenes", {"scoring": "lvr"}, "the scoring 'lvr' cannot read"),
+        ("vstar", {"scoring": "lenient"}, "there is no scoring 'lenient'"),
         ("vstar", {"count": 0}, "at least 1"),
     ],
 )
@@ -494,5 +494,5 @@ def test_trajectories_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
         open_benchmark(f"trajectories={odd}").questions()
     with pytest.raises(BenchmarkError, match="trajectories=DATA"):
         open_benchmark("trajectories").questions()
-    with pytest.raises(BenchmarkError, match="'lvr' cannot score"):
+    with pytest.raises(BenchmarkError, match="'lvr' cannot read"):
         open_benchmark(f"trajectories={odd}", "lvr").questions()

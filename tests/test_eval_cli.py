@@ -173,7 +173,7 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
         (["run", model(), "--bench", f"{bench},{bench}"], "the benchmark trajectories stands there twice"),
         (["run", model(), "--bench", f"trajectories={tmp_path}/*.parquet"], "share their id with another: 'row-00'"),
         (["run", model(), "--bench", bench, "--mode", "dream"], "there is no mode dream"),
-        (["run", model(), "--bench", bench, "--scoring", "lvr"], "'lvr' cannot score"),
+        (["run", model(), "--bench", bench, "--scoring", "lvr"], "'lvr' cannot read"),
         (["run", model(), "--bench", bench, "--mode", "latent"], "no training_config.json"),
         (["run", model(), "--bench", bench, "--mode", "latent", "--scoring", "pearl-published"], "no room for latents"),
         (["run", model(), "--bench", bench, "--mode", "tools", "--scoring", "pearl-published"], "only mode direct"),

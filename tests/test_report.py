@@ -94,7 +94,7 @@ def results_of(runs: list[tuple[str, str]]) -> StoredResults:
         models={"base": {"weights": "abc"}, "pearl": {"weights": HOSTILE}},
         modes={"direct": {"new tokens": 64}, "tools": {"new tokens": 64, "opening": HOSTILE}},
         benchmarks={"stars": {"version": 1}, "moons": {"version": 2}},
-        protocol="strict",
+        scoring="strict",
     )
     sitting = {"date": "2025-01-02T03:04:05+00:00", "python": "3", "libraries": {"torch": "2"}, "cpus": 2, "gpu": None}
     return StoredResults(setup, [sitting], predictions)

@@ -23,7 +23,7 @@ SETUP = Setup(
     models={"org/base": {"weights": "abc"}},
     modes={"tools": {"new tokens": 64}},
     benchmarks={"stars": {"version": 1, "place": "here"}},
-    protocol="strict",
+    scoring="strict",
 )
 CALLS = (
     CallMade("zoom", '{"box": [0, 0, 1, 1]}', "", "Zoomed."),
@@ -164,7 +164,7 @@ def test_run_is_recorded(tmp_path: Path) -> None:
     Results.open(tmp_path, SETUP)
     Results.open(tmp_path, SETUP, resume=True)
     run = json.loads((tmp_path / "run.json").read_text())
-    assert (run["models"], run["protocol"]) == ({"org/base": {"weights": "abc"}}, "strict")
+    assert (run["models"], run["scoring"]) == ({"org/base": {"weights": "abc"}}, "strict")
     assert run["modes"] == {"tools": {"new tokens": 64}}
     first, second = run["sittings"]
     assert first["date"] <= second["date"]
@@ -188,7 +188,7 @@ def test_results_are_not_written_over(tmp_path: Path) -> None:
     [
         ({"benchmarks": {"stars": {"version": 2}}}, "version of benchmark 'stars' was 1, now 2"),
         ({"models": {"org/base": {"weights": "def"}}}, "weights of model 'org/base' was 'abc', now 'def'"),
-        ({"protocol": "lvr"}, "the protocol was 'strict', now 'lvr'"),
+        ({"scoring": "lvr"}, "the scoring was 'strict', now 'lvr'"),
         ({"modes": {"tools": {"new tokens": 32}}}, "new tokens of mode 'tools' was 64, now 32"),
         ({"modes": {"tools": {}, "direct": {}}}, "new tokens of mode 'tools' was 64, now None"),
     ],

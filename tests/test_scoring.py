@@ -1,4 +1,4 @@
-"""What a model said, and the option that each protocol reads from it."""
+"""What a model said, and the option that each scoring reads from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pearl.evaluation.records import LETTERS, Protocol, Question
+from pearl.evaluation.records import LETTERS, Question, Scoring
 from pearl.evaluation.scoring import choice_of
 from pearl.trainer.conversation import Conversation, load_template, template_names
 from tests.plain import trajectory
@@ -92,12 +92,12 @@ SAID: list[tuple[Question, str, int | None, int | None, int | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("column", "protocol"), [(2, "strict"), (3, "lvr"), (4, "pearl-published")])
-def test_fixed_answers(column: int, protocol: Protocol) -> None:
+@pytest.mark.parametrize(("column", "scoring"), [(2, "strict"), (3, "lvr"), (4, "pearl-published")])
+def test_fixed_answers(column: int, scoring: Scoring) -> None:
     assert len(SAID) == 60
     expected = {(row[0].options, row[1]): row[column] for row in SAID}
     assert len(expected) == 60
-    assert {(row[0].options, row[1]): choice_of(row[1], row[0], protocol) for row in SAID} == expected
+    assert {(row[0].options, row[1]): choice_of(row[1], row[0], scoring) for row in SAID} == expected
 
 
 @pytest.mark.parametrize("name", template_names())
@@ -140,8 +140,8 @@ questions = st.lists(st.text(min_size=1), min_size=2, max_size=26).flatmap(
 
 
 @given(texts, questions, st.sampled_from(["strict", "lvr", "pearl-published"]))
-def test_any_text_gives_an_option_or_none(said: str, asked: Question, protocol: Protocol) -> None:
-    choice = choice_of(said, asked, protocol)
+def test_any_text_gives_an_option_or_none(said: str, asked: Question, scoring: Scoring) -> None:
+    choice = choice_of(said, asked, scoring)
     assert choice is None or 0 <= choice < len(asked.options)
 
 

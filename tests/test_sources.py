@@ -31,7 +31,7 @@ from pearl.pipelines.experts.looking import look
 from pearl.pipelines.experts.voice import Voice
 from pearl.pipelines.generate import OutputPolicy, generate
 from pearl.pipelines.sources import BadRecord, Item, SourceError, SourceOptions, open_source
-from pearl.pipelines.sources.box_questions import Annotated, questions_from_boxes
+from pearl.pipelines.sources.box_questions import AnnotatedImage, questions_from_boxes
 from pearl.pipelines.validation import validate_data
 from pearl.records import EncodedImage, Region, Sample
 from pearl.scenes.samples import NoFittingScene
@@ -212,7 +212,7 @@ def test_questions_made_from_boxes_cannot_be_guessed_without_a_look() -> None:
         corners = rng.uniform(0, 0.8, (int(rng.integers(1, 7)), 2))
         labels = rng.choice(names, len(corners))
         regions = [Region(str(n), (x, y, x + 0.1, y + 0.1)) for n, (x, y) in zip(labels, corners, strict=True)]
-        for asked in questions_from_boxes(Annotated(tuple(regions), frozenset()), names, 0, str(key)):
+        for asked in questions_from_boxes(AnnotatedImage(tuple(regions), frozenset()), names, 0, str(key)):
             answers[asked["skill"]][asked["answer"]] += 1
             if asked["skill"] == "counting":
                 assert asked["choices"] == ["1", "2", "3", "4"]
@@ -233,13 +233,13 @@ def test_what_is_larger_is_asked_where_box_and_object_agree(
         Region(name, box, {} if area is None else {"area": str(area)})
         for name, box, area in zip("ab", boxes, areas, strict=True)
     ]
-    found = list(questions_from_boxes(Annotated(tuple(regions), frozenset()), [], 0, "key"))
+    found = list(questions_from_boxes(AnnotatedImage(tuple(regions), frozenset()), [], 0, "key"))
     assert [one["answer"] for one in found if one["skill"] == "comparison"] == [larger] * (larger is not None)
 
 
 def test_what_is_larger_by_far_is_asked_of_boxes_alone() -> None:
     regions = Region("a", (0.1, 0.1, 0.6, 0.6)), Region("b", (0.7, 0.7, 0.9, 0.9))
-    found = list(questions_from_boxes(Annotated(regions, frozenset()), [], 0, "key"))
+    found = list(questions_from_boxes(AnnotatedImage(regions, frozenset()), [], 0, "key"))
     assert [one["answer"] for one in found if one["skill"] == "comparison"] == ["the a"]
 
 

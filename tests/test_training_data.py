@@ -19,8 +19,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import pearl.trainer.data
-from pearl.parquet import DataError
+from pearl.parquet import DataError, read_table
 from pearl.records import EncodedImage, Step, Trajectory
 from pearl.trainer.config import TrainConfig
 from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
@@ -139,14 +138,14 @@ def test_data_are_mapped_not_held_in_memory(tmp_path: Path) -> None:
 
 
 def test_of_several_processes_one_writes_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, cache, read = data_file(tmp_path), tmp_path / "cache", pearl.trainer.data._group
+    data, cache, read = data_file(tmp_path), tmp_path / "cache", read_table
 
     def slowly(*args: Any) -> Any:
         (tmp_path / f"written-by-{os.getpid()}").touch()
         time.sleep(0.5)
         return read(*args)
 
-    monkeypatch.setattr(pearl.trainer.data, "_group", slowly)
+    monkeypatch.setattr("pearl.trainer.data.read_table", slowly)
     with multiprocessing.get_context("fork").Pool(3) as pool:
         lengths = pool.starmap(_length, [(data, cache)] * 3, chunksize=1)
     assert lengths == [12, 12, 12]

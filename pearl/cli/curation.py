@@ -7,9 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,23 +19,9 @@ Out = Annotated[Path, typer.Option(help="The Parquet file to write.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
 
 
-class SampleBalance(StrEnum):
-    SKILL = "skill"
-    SOURCE = "source"
-    EXPERT = "expert"
-
-
-class MergeBalance(StrEnum):
-    INPUT = "input"
-    SOURCE = "source"
-    SKILL = "skill"
-
-
-class By(StrEnum):
-    EITHER = "either"
-    IMAGE = "image"
-    QUESTION = "question"
-    BOTH = "both"
+SampleBalance = Literal["skill", "source", "expert"]
+MergeBalance = Literal["input", "source", "skill"]
+By = Literal["either", "image", "question", "both"]
 
 
 def split(
@@ -80,9 +65,7 @@ def merge(
     """
     from pearl.pipelines.curation.merging import Merge, merge_data
 
-    merged = merge_data(
-        data, out, Merge(None if balance is None else balance.value, _numbers(weights, "--weights"), seed)
-    )
+    merged = merge_data(data, out, Merge(balance, _numbers(weights, "--weights"), seed))
     repeated = f"; {merged.repeated} stood before" if merged.repeated else ""
     console.print(f"{sum(merged.kept.values())} trajectories in {out}: {_listed(merged.kept)}{repeated}")
 
@@ -97,7 +80,7 @@ def sample(
     """Draws trajectories without repeating one; they keep their order."""
     from pearl.pipelines.curation.sampling import sample_data
 
-    drawn = sample_data(data, out, count, None if balance is None else balance.value, seed)
+    drawn = sample_data(data, out, count, balance, seed)
     console.print(f"{count} trajectories in {out}" + (f": {_listed(drawn)}" if balance else ""))
 
 
@@ -180,7 +163,7 @@ def decontaminate(
     near: Annotated[
         int, typer.Option(min=0, max=12, help="Images that differ in at most so many of 64 bits overlap.")
     ] = 6,
-    by: Annotated[By, typer.Option(help="What a row is left out for.")] = By.EITHER,
+    by: Annotated[By, typer.Option(help="What a row is left out for.")] = "either",
 ) -> None:
     """Leaves out what overlaps with benchmarks, by image and by question, and reports every match.
 
@@ -189,7 +172,7 @@ def decontaminate(
     from pearl.pipelines.curation.decontamination import Decontamination, write_report
     from pearl.pipelines.curation.decontamination import decontaminate as compare
 
-    found = compare(data, _folders(bench), out, Decontamination(near, by.value))
+    found = compare(data, _folders(bench), out, Decontamination(near, by))
     stem = report or (out.with_name(f"{out.stem}.overlap") if out is not None else Path("overlap"))
     as_json, as_markdown = write_report(found, stem)
     where = "would stay" if out is None else f"in {out}" if found.kept else f"are left: {out} is not written"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -18,32 +14,17 @@ import typer
 from rich.table import Table
 
 from pearl import __version__
-from pearl.cli.options import Precision, console, errors, names, opt
-from pearl.errors import PearlError
+from pearl.cli.options import console, explained, names, opt
+from pearl.trainer.config import Precision
 
 app = typer.Typer(
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True
 )
 
 
-class Scoring(StrEnum):
-    STRICT = "strict"
-    LVR = "lvr"
-    PEARL_PUBLISHED = "pearl-published"
-
-
-class ToolPrompt(StrEnum):
-    AUTO = "auto"
-    SPEC = "spec"
-    JSON = "json"
-    NONE = "none"
-
-
-class LatentEnd(StrEnum):
-    QUOTA = "quota"
-    TOKEN = "token"
-
-
+Scoring = Literal["strict", "lvr", "pearl-published"]
+ToolPrompt = Literal["auto", "spec", "json", "none"]
+LatentEnd = Literal["quota", "token"]
 MODELS, ANSWERS, RUN = "Models", "Questions and answers", "Run"
 
 
@@ -76,7 +57,7 @@ def run(
         ),
     ] = "scenes",
     mode: Annotated[str, opt(ANSWERS, "By comma: direct, tools (real calls), latent (lvr and mirage).")] = "direct",
-    scoring: Annotated[Scoring, opt(ANSWERS, "How questions are worded and options read.")] = Scoring.STRICT,
+    scoring: Annotated[Scoring, opt(ANSWERS, "How questions are worded and options read.")] = "strict",
     limit: Annotated[int | None, opt(ANSWERS, "Only the first so many questions of each category.", min=1)] = None,
     max_new_tokens: Annotated[
         int, opt(ANSWERS, "New tokens a turn, at most, where the scoring does not say.", min=1)
@@ -98,19 +79,19 @@ def run(
     ] = 16_000_000,
     tool_prompt: Annotated[
         ToolPrompt, opt(ANSWERS, "How tools are announced; auto: as in training, else by the chat template, else JSON.")
-    ] = ToolPrompt.AUTO,
+    ] = "auto",
     latents: Annotated[int | None, opt(ANSWERS, "In a run of mode latent (mirage: as trained; lvr: 8).", min=0)] = None,
     latent_end: Annotated[
         LatentEnd,
         opt(ANSWERS, "What ends a run of lvr: its number of latents, or the model's own end token before that."),
-    ] = LatentEnd.QUOTA,
+    ] = "quota",
     out: Annotated[Path, opt(RUN, "The results' folder.")] = Path("runs/eval"),
     resume: Annotated[
         bool, opt(RUN, "Go on with what is in --out; models, modes and benchmarks may be added.", "--resume")
     ] = False,
     batch_size: BatchSize = 16,
     device: Device = "auto",
-    dtype: Dtype = Precision.AUTO,
+    dtype: Dtype = "auto",
     trust_remote_code: RemoteCode = False,
     allow_pickle: Pickle = False,
 ) -> None:
@@ -120,18 +101,18 @@ def run(
 
     pearl-eval run MODEL --bench vstar,mmvp=DIR --mode direct,tools
     """
-    with _explained():
+    with explained():
         from pearl.evaluation.records import Mode
         from pearl.evaluation.report import markdown
         from pearl.evaluation.run import EvalConfig, evaluate
 
         models_of_tools = {"depth": depth_model, "segment": segment_model, "detect": detect_model}
         config = EvalConfig(
-            models=tuple(models), benchmarks=names(bench), modes=cast("tuple[Mode, ...]", names(mode)), out=str(out), protocol=scoring.value,
+            models=tuple(models), benchmarks=names(bench), modes=cast("tuple[Mode, ...]", names(mode)), out=str(out), scoring=scoring,
             limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, opening=opening, tools=names(tools),
             tool_settings={name: {"model": place} for name, place in models_of_tools.items() if place},
-            max_calls=max_calls, max_tool_pixels=max_tool_pixels, tool_prompt=tool_prompt.value, latents=latents, latent_end=latent_end.value,
-            device=device, dtype=dtype.value, resume=resume,
+            max_calls=max_calls, max_tool_pixels=max_tool_pixels, tool_prompt=tool_prompt, latents=latents, latent_end=latent_end,
+            device=device, dtype=dtype, resume=resume,
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
         summary = evaluate(config)
@@ -148,7 +129,7 @@ def latents(
     max_new_tokens: Annotated[int, opt(ANSWERS, "New tokens an answer, at most, latents included.", min=1)] = 128,
     batch_size: BatchSize = 16,
     device: Device = "auto",
-    dtype: Dtype = Precision.AUTO,
+    dtype: Dtype = "auto",
     trust_remote_code: RemoteCode = False,
     allow_pickle: Pickle = False,
 ) -> None:
@@ -156,7 +137,7 @@ def latents(
 
     Of models that pearl-train made with lvr, mirage or pearl (there: of the predicted embedding).
     """
-    with _explained("stopped; what models gave before stands in --out"):
+    with explained("stopped; what models gave before stands in --out"):
         from pearl.evaluation.latents import Evidence, NoLatents, latent_evidence
         from pearl.evaluation.latents_report import markdown, write_evidence
         from pearl.evaluation.subject import Subject
@@ -165,7 +146,7 @@ def latents(
         trajectories = list(islice(read_trajectories(data), limit))
         found, without = list[Evidence](), list[str]()
         for name in models:
-            subject = Subject.load(name, device, dtype.value, allow_pickle, trust_remote_code)
+            subject = Subject.load(name, device, dtype, allow_pickle, trust_remote_code)
             try:
                 found.append(latent_evidence(subject, trajectories, batch_size, max_new_tokens, progress=True))
             except NoLatents as error:
@@ -191,12 +172,12 @@ def gain(
     out: Annotated[Path, opt(RUN, "A row a trajectory; pearl-gen filter takes it.")] = Path("gain.parquet"),
     resume: Annotated[bool, opt(RUN, "Go on with a measurement that was stopped.", "--resume")] = False,
     device: Device = "auto",
-    dtype: Dtype = Precision.AUTO,
+    dtype: Dtype = "auto",
     trust_remote_code: RemoteCode = False,
     allow_pickle: Pickle = False,
 ) -> None:
     """Measures how much each step's tool output raises the right answer's log-odds over what the image alone gives."""
-    with _explained():
+    with explained():
         from tqdm import tqdm
 
         from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains_resumably, write_gains
@@ -207,7 +188,7 @@ def gain(
         if holds_trajectories(out):
             raise DataError(f"{out} is a file of trajectories: choose another --out")
         total = min(count_rows(data), limit or 2**31)
-        subject = Subject.load(model, device, dtype.value, allow_pickle, trust_remote_code)
+        subject = Subject.load(model, device, dtype, allow_pickle, trust_remote_code)
         words = load_template(template)
         meter = GainMeter(subject, words)
         gains, skipped = list[Gain](), list[tuple[str, str]]()
@@ -232,18 +213,6 @@ def gain(
             console.print(f"not measured: {name}: {reason}")
         more = f", {len(skipped)} not measured" if skipped else ""
         console.print(f"{len(gains)} trajectories in {out}{more}")
-
-
-@contextmanager
-def _explained(when_stopped: str = "stopped; --resume goes on") -> Iterator[None]:
-    try:
-        yield
-    except (PearlError, OSError, json.JSONDecodeError) as error:
-        errors.print(f"error: {error}")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as stop:
-        errors.print(when_stopped)
-        raise typer.Exit(130) from stop
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from pearl.cli.options import (
     OUTPUT,
     Address,
     DryRun,
-    Engine,
     EngineOption,
     ImageFormat,
     MaxPixels,
@@ -59,17 +58,17 @@ def import_(
     ] = "unknown",
     max_pixels: MaxPixels = 64_000_000,
     out: Out = Path("imported.parquet"),
-    split: Annotated[Split, typer.Option(help="What the shards are called.", rich_help_panel=OUTPUT)] = Split.TRAIN,
+    split: Annotated[Split, typer.Option(help="What the shards are called.", rich_help_panel=OUTPUT)] = "train",
     image_format: Annotated[
         ImageFormat,
         typer.Option(help="Of images that tools make now (jpeg is quality 95); auto: by tool.", rich_help_panel=OUTPUT),
-    ] = ImageFormat.AUTO,
+    ] = "auto",
     shard_size: ShardSize = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     max_quarantined: MaxQuarantined = 0.05,
     dry_run: DryRun = False,
-    engine: EngineOption = Engine.RAY,
+    engine: EngineOption = "ray",
     address: Address = None,
     num_workers: NumWorkers = None,
 ) -> None:
@@ -94,11 +93,11 @@ def import_(
     config = ImportConfig(
         sources=tuple(_absolute(place) for place in path),
         source_options=SourceOptions(
-            images=None if images is None else _absolute(images), split=split.value, max_pixels=max_pixels
+            images=None if images is None else _absolute(images), split=split, max_pixels=max_pixels
         ),
         tools=importer_class(kind).tools,
         shard_size=shard_size,
-        image_format=image_format.chosen,  # type: ignore[arg-type]
+        image_format=None if image_format == "auto" else image_format,
         kind=kind,
         license=license,
         reexecute=reexecute,
@@ -107,7 +106,7 @@ def import_(
     if dry_run:
         print_preview(console, preview(config, out, policy))
         return
-    manifest = generate(config, out, EngineConfig(engine.value, address, num_workers), policy, Progress(errors))
+    manifest = generate(config, out, EngineConfig(engine, address, num_workers), policy, Progress(errors))
     print_summary(console, manifest, out)
     if outcomes := manifest.get("reexecuted"):
         counts = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.items())

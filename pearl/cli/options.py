@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+
+from pearl.errors import PearlError
 
 console = Console(markup=False, highlight=False, soft_wrap=True)
 errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
@@ -31,6 +35,19 @@ def _begins_as_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
+@contextmanager
+def explained(when_stopped: str = "stopped; --resume goes on") -> Iterator[None]:
+    """Ends the command with a message where an exception comes out."""
+    try:
+        yield
+    except (PearlError, OSError, json.JSONDecodeError) as error:
+        errors.print(f"error: {error}")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as stop:
+        errors.print(when_stopped)
+        raise typer.Exit(130) from stop
+
+
 def opt(panel: str, help_text: str, *names: str, **more: Any) -> Any:
     """An option of a panel of `--help`."""
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
@@ -41,34 +58,9 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-class Precision(StrEnum):
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP32 = "fp32"
-
-
-class Engine(StrEnum):
-    RAY = "ray"
-    LOCAL = "local"
-
-
-class ImageFormat(StrEnum):
-    AUTO = "auto"
-    JPEG = "jpeg"
-    PNG = "png"
-    WEBP = "webp"
-
-    @property
-    def chosen(self) -> str | None:
-        return None if self is ImageFormat.AUTO else self.value
-
-
-class Split(StrEnum):
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
-
-
+Engine = Literal["ray", "local"]
+ImageFormat = Literal["auto", "jpeg", "png", "webp"]
+Split = Literal["train", "val", "test"]
 Data = Annotated[str, typer.Argument(help="A Parquet file, a folder, a glob, or a Hub dataset id (org/name).")]
 MaxPixels = Annotated[
     int, typer.Option(min=1, max=178_000_000, help="Larger images are refused.", rich_help_panel=INPUT)

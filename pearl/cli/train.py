@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import fields
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -16,36 +15,14 @@ import typer
 from rich.table import Table
 
 from pearl import __version__
-from pearl.cli.options import Precision, console, errors, names, opt
+from pearl.cli.options import console, explained, names, opt
 from pearl.errors import PearlError
-from pearl.trainer.config import TrainConfig, make_config, read_settings
+from pearl.trainer.config import Precision, TrainConfig, Tune, make_config, read_settings
 from pearl.trainer.console import is_first
 
-
-class Tune(StrEnum):
-    AUTO = "auto"
-    FULL = "full"
-    LORA = "lora"
-
-
-class Distance(StrEnum):
-    COSINE = "cosine"
-    SMOOTH_L1 = "smooth-l1"
-    L2 = "l2"
-    MSE = "mse"
-    INFONCE = "infonce"
-
-
-class Targets(StrEnum):
-    TRAJECTORY = "trajectory"
-    STEPS = "steps"
-
-
-class NextLatToken(StrEnum):
-    NEXT = "next"
-    PUBLISHED = "published"
-
-
+Distance = Literal["cosine", "smooth-l1", "l2", "mse", "infonce"]
+Targets = Literal["trajectory", "steps"]
+NextLatToken = Literal["next", "published"]
 WHAT, PEARL, MODEL, LOOP, IMAGES, RUN, CLUSTER = (
     "What to train",
     "Objective pearl",
@@ -141,7 +118,7 @@ def train(
     if version:
         console.print(f"pearl-train {__version__}")
         return
-    try:
+    with explained("stopped; --resume goes on from the last checkpoint, if there is one"):
         for name in ("use_gpu", "address"):
             if name in given and num_workers is None:
                 raise PearlError(f"--{name.replace('_', '-')} is about workers of Ray: say how many, --num-workers N")
@@ -150,25 +127,19 @@ def train(
             _show_dry_run(settings, num_workers or 1)
         else:
             _train(settings, num_workers, use_gpu, address)
-    except (PearlError, OSError) as error:
-        errors.print(f"error: {error}")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as stop:
-        errors.print("stopped; --resume goes on from the last checkpoint, if there is one")
-        raise typer.Exit(130) from stop
 
 
 def _settings(given: dict[str, Any]) -> TrainConfig:
     """The configuration files' settings, changed by the options that were given. What is said of one objective does not
     go for another that is named later."""
     known = {field.name for field in fields(TrainConfig)} - {"objective_options"}
-    changes = {name: str(v) if isinstance(v, StrEnum) else v for name, v in given.items() if name in known}
+    changes = {name: value for name, value in given.items() if name in known}
     if "freeze" in given:
         changes["freeze"] = names(given["freeze"])
     if "no_tree" in given:
         changes["tree"] = False
     options: dict[str, Any] = {
-        name: str(given[name]) if isinstance(given[name], StrEnum) else given[name]
+        name: given[name]
         for name in (
             "lambda_",
             "num_predictor_tokens",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +14,6 @@ from pearl.cli.options import (
     OUTPUT,
     Address,
     DryRun,
-    Engine,
     EngineOption,
     ImageFormat,
     MaxPixels,
@@ -31,12 +29,7 @@ from pearl.cli.options import (
     names,
 )
 
-
-class ExpertOption(StrEnum):
-    ANNOTATIONS = "annotations"
-    PLANNER = "planner"
-
-
+ExpertOption = Literal["annotations", "planner"]
 TOOLS, PLANNER = "Tools", "Planner"
 
 
@@ -53,7 +46,7 @@ def trajectories(
     split: Annotated[
         Split,
         typer.Option(help="Of scenes (splits share none) and of hf:; what shards are called.", rich_help_panel=INPUT),
-    ] = Split.TRAIN,
+    ] = "train",
     size: Annotated[int, typer.Option(min=112, max=2048, help="scenes: pixels a side.", rich_help_panel=INPUT)] = 384,
     skill: Annotated[
         str,
@@ -118,7 +111,7 @@ def trajectories(
         typer.Option(
             help="Who decides the steps: programs that read the annotations, or a model.", rich_help_panel=PLANNER
         ),
-    ] = ExpertOption.ANNOTATIONS,
+    ] = "annotations",
     endpoint: Annotated[
         str | None,
         typer.Option(help="An OpenAI-compatible server, e.g. http://localhost:8000/v1.", rich_help_panel=PLANNER),
@@ -169,13 +162,13 @@ def trajectories(
         typer.Option(
             help="Of tool images (jpeg is quality 95, webp lossless) and scenes; auto: by tool.", rich_help_panel=OUTPUT
         ),
-    ] = ImageFormat.AUTO,
+    ] = "auto",
     shard_size: ShardSize = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     max_quarantined: MaxQuarantined = 0.05,
     dry_run: DryRun = False,
-    engine: EngineOption = Engine.RAY,
+    engine: EngineOption = "ray",
     address: Address = None,
     num_workers: NumWorkers = None,
     num_gpus_per_worker: Annotated[
@@ -206,24 +199,24 @@ def trajectories(
     from pearl.pipelines.generate import OutputPolicy, generate, preview
     from pearl.pipelines.planner_rollout import PlannerConfig
     from pearl.pipelines.progress import Progress
-    from pearl.pipelines.sources import Annotation, SourceOptions, Thresholds
+    from pearl.pipelines.sources import AnnotationOptions, SourceOptions, Thresholds
 
     named, annotators = names(tools), names(annotate)
-    encoded = image_format.chosen
+    encoded = None if image_format == "auto" else image_format
     on_device = {} if device is None else {"device": device}
     settings: dict[str, dict[str, Any]] = {
         "depth": {"model": _absolute_model(depth_model), **on_device},
         "segment": {"model": _absolute_model(segment_model), **on_device},
         "detect": {"model": detect_model and _absolute_model(detect_model), **on_device},
     }
-    annotation = Annotation(
+    annotation = AnnotationOptions(
         annotators, names(labels), {name: settings[name] for name in annotators if name in settings},
         Thresholds(*_scores("--detect-scores", detect_scores)), Thresholds(*_scores("--ocr-scores", ocr_scores)),
     )  # fmt: skip
     everything = dict[str, Any](
         sources=tuple(_absolute_source(spec) for spec in source),
         source_options=SourceOptions(
-            count=count, seed=seed, split=split.value, size=size, skills=names(skill),
+            count=count, seed=seed, split=split, size=size, skills=names(skill),
             image_format=encoded or "jpeg", images=_absolute(images), questions=_absolute(questions),
             columns=_mapping(columns), tools=named, annotation=annotation, max_pixels=max_pixels,
         ),
@@ -234,7 +227,7 @@ def trajectories(
         image_format=encoded,
     )  # fmt: skip
     config, server = GenerateConfig(**everything), None
-    if expert is ExpertOption.PLANNER:
+    if expert == "planner":
         config = PlannerConfig(
             **everything,
             planner=PlannerSettings(
@@ -251,7 +244,7 @@ def trajectories(
             {"--endpoint": endpoint or None, "--model": model or None, "--cache": cache, "--max-requests": max_requests,
              "--max-tokens-total": max_tokens_total, "--max-cost": max_cost}
         )  # fmt: skip
-    run_on = EngineConfig(engine.value, address, num_workers, num_gpus_per_worker, server)
+    run_on = EngineConfig(engine, address, num_workers, num_gpus_per_worker, server)
     policy = OutputPolicy(resume, overwrite, max_quarantined)
     if dry_run:
         print_preview(console, preview(config, out, policy))

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from pearl.records import EncodedImage
 
 Mode = Literal["direct", "tools", "latent"]
-Protocol = Literal["strict", "lvr", "pearl-published"]
+Scoring = Literal["strict", "lvr", "pearl-published"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -20,11 +20,11 @@ class Question:
         id: Unique within its benchmark.
         category: What accuracy is reported by.
         images: In the order in which the model sees them, before the prompt.
-        prompt: The user's text as the benchmark's protocol words it, options included.
+        prompt: The user's text as the scoring words it, options included.
         options: Their texts in order, which the letters A, B, … name.
         answer: Index of the right option.
-        opening: What the assistant's turn begins with, where a protocol prescribes that.
-        max_new_tokens: How much a protocol lets the model say; None: the run's own limit.
+        opening: What the assistant's turn begins with, where a scoring prescribes that.
+        max_new_tokens: How much a scoring lets the model say; None: the run's own limit.
     """
 
     id: str

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pearl.errors import PearlError
-from pearl.evaluation.records import CallMade, Key, Prediction, Protocol, Reply
+from pearl.evaluation.records import CallMade, Key, Prediction, Reply, Scoring
 from pearl.files import whole_file
 
 FORMAT = 2
@@ -73,13 +73,13 @@ class Setup:
         models: Their weights (a digest, a revision) and numeric type.
         modes: How they answer: the most new tokens, calls, latents, …
         benchmarks: Their version, a digest of their questions, and `PLACE`.
-        protocol: How questions are worded and answers are read.
+        scoring: How questions are worded and answers are read.
     """
 
     models: Mapping[str, Mapping[str, Any]]
     modes: Mapping[str, Mapping[str, Any]]
     benchmarks: Mapping[str, Mapping[str, Any]]
-    protocol: Protocol
+    scoring: Scoring
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Results:
         With `resume` models, modes and benchmarks may be added to those that are there.
 
         Raises:
-            ResultsError: there are results and `resume` is not set; or what is there was asked with another protocol,
+            ResultsError: there are results and `resume` is not set; or what is there was asked with another scoring,
                 of other questions or weights, or in another way; or another process is filling it.
         """
         results = cls(folder)
@@ -223,8 +223,8 @@ def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[st
                 for key in sorted((was.keys() | now.keys()) - {PLACE})
                 if was.get(key) != now.get(key)
             ]
-    if before["protocol"] != asked["protocol"]:
-        changed.append(f"the protocol was {before['protocol']!r}, now {asked['protocol']!r}")
+    if before["scoring"] != asked["scoring"]:
+        changed.append(f"the scoring was {before['scoring']!r}, now {asked['scoring']!r}")
     return changed
 
 

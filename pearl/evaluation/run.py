@@ -22,7 +22,7 @@ from pearl.evaluation.modes.base import DecodingMode
 from pearl.evaluation.modes.direct import Direct
 from pearl.evaluation.modes.latent import Latent
 from pearl.evaluation.modes.tools import TOOLS, Prompt, ToolUse
-from pearl.evaluation.records import Key, Mode, Prediction, Protocol, Question, Reply
+from pearl.evaluation.records import Key, Mode, Prediction, Question, Reply, Scoring
 from pearl.evaluation.report import write_report, write_summary
 from pearl.evaluation.results import PLACE, Results, Setup, StoredResults, read_results
 from pearl.evaluation.scoring import choice_of
@@ -47,11 +47,11 @@ class EvalConfig:
         benchmarks: Names, or `name=PLACE` for a folder or Hub dataset id.
         modes: How the models answer.
         out: The results' folder.
-        protocol: How questions are worded, and how an option is read from a reply.
+        scoring: How questions are worded, and how an option is read from a reply.
         limit: Only the first so many questions of each category.
         batch_size: Questions that are decoded together.
-        max_new_tokens: In a turn, where a protocol does not say.
-        opening: What the assistant's turn begins with in mode `direct`, where a protocol does not say: a model that was
+        max_new_tokens: In a turn, where the scoring does not say.
+        opening: What the assistant's turn begins with in mode `direct`, where the scoring does not say: a model that was
             trained on whole trajectories answers at once only after the words that its answers begin with.
         tools: Of mode `tools`; `tool_settings` are their constructors' arguments.
         max_calls: A question's, in mode `tools`; `max_tool_pixels`: of all images together that they may bring.
@@ -67,7 +67,7 @@ class EvalConfig:
     benchmarks: tuple[str, ...] = ("scenes",)
     modes: tuple[Mode, ...] = ("direct",)
     out: str = "runs/eval"
-    protocol: Protocol = "strict"
+    scoring: Scoring = "strict"
     limit: int | None = None
     batch_size: int = 16
     max_new_tokens: int = 256
@@ -98,12 +98,12 @@ class EvalConfig:
             raise PearlError("opening is about modes direct and tools, in which nothing is asked")
         if min(self.batch_size, self.max_new_tokens) < 1:
             raise PearlError("--batch-size and --max-new-tokens must be at least 1")
-        if self.protocol == "pearl-published" and ({*self.modes} - {"direct"} or self.opening):
+        if self.scoring == "pearl-published" and ({*self.modes} - {"direct"} or self.opening):
             raise PearlError(
                 "--scoring pearl-published allows four tokens behind an opening of its own: no room for latents or "
                 "calls, so only mode direct, and no --opening"
             )
-        if self.protocol == "lvr" and self.opening:
+        if self.scoring == "lvr" and self.opening:
             raise PearlError("--scoring lvr reads the first character, which would be the --opening's: leave it out")
 
     def limits(self, mode: Mode) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Summary:
         PearlError: a benchmark, a model or a tool cannot be used, no model can answer in any mode, or `out` holds
             something else. What was answered before that has its summary and page.
     """
-    asked = [Asked.of(open_benchmark(name, config.protocol, config.limit)) for name in config.benchmarks]
+    asked = [Asked.of(open_benchmark(name, config.scoring, config.limit)) for name in config.benchmarks]
     if twice := [name for name, count in Counter(one.benchmark.name for one in asked).items() if count > 1]:
         raise PearlError(f"the benchmark {twice[0]} stands there twice: give each place an --out of its own")
     modes = [_mode(name, config) for name in config.modes]
@@ -207,7 +207,7 @@ def _asked_before(stored: StoredResults, known: Collection[str]) -> Iterator[Ask
         if name not in known:
             with suppress(PearlError, OSError):
                 spec = f"{name}={identity[PLACE]}" if identity[PLACE] else name
-                one = Asked.of(open_benchmark(spec, stored.setup.protocol, identity["a category"]))
+                one = Asked.of(open_benchmark(spec, stored.setup.scoring, identity["a category"]))
                 if one.identity == identity:
                     yield one
 
@@ -238,7 +238,7 @@ def _setup(config: EvalConfig, asked: Sequence[Asked], subject: Subject, modes: 
         models={subject.name: {"weights": subject.fingerprint(), "dtype": str(subject.model.dtype)}},
         modes={mode.name: {**config.limits(mode.name), **mode.identity()} for mode in modes},
         benchmarks={one.benchmark.name: one.identity for one in asked},
-        protocol=config.protocol,
+        scoring=config.scoring,
     )
 
 
@@ -254,7 +254,7 @@ def _answer(
     with bar:
         for batch in _batches(missing, config.batch_size):
             replies = mode.answer(subject, batch)
-            results.add(key, [_scored(key, q, r, config.protocol) for q, r in zip(batch, replies, strict=True)])
+            results.add(key, [_scored(key, q, r, config.scoring) for q, r in zip(batch, replies, strict=True)])
             bar.update(len(batch))
     results.finish(key)
 
@@ -264,8 +264,8 @@ def _batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Ques
         yield questions[start : start + size]
 
 
-def _scored(key: Key, question: Question, reply: Reply, protocol: Protocol) -> Prediction:
-    choice = choice_of(reply.said, question, protocol)
+def _scored(key: Key, question: Question, reply: Reply, scoring: Scoring) -> Prediction:
+    choice = choice_of(reply.said, question, scoring)
     return Prediction(
         question.id, question.benchmark, question.category, key.model, key.mode, reply, choice, question.answer
     )

@@ -13,17 +13,17 @@ from __future__ import annotations
 import re
 
 from pearl.boxed import last_boxed
-from pearl.evaluation.records import LETTERS, Protocol, Question
+from pearl.evaluation.records import LETTERS, Question, Scoring
 
 _MARK = re.compile("Answer:|<answer>")
 _LETTER = re.compile(r"(?:\((?P<enclosed>[A-Za-z])\)[.:]?|(?P<bare>[A-Za-z])(?P<mark>[.):]?))(?P<rest>.*)", re.DOTALL)
 
 
-def choice_of(said: str, question: Question, protocol: Protocol) -> int | None:
+def choice_of(said: str, question: Question, scoring: Scoring) -> int | None:
     """The option that was chosen, None where none can be told."""
-    if protocol == "lvr":
+    if scoring == "lvr":
         return _first_character(said, question)
-    if protocol == "pearl-published":
+    if scoring == "pearl-published":
         return _letter_anywhere(said, question)
     return _exactly_one(said, question)
 

@@ -77,7 +77,7 @@ class GenerateConfig:
     def open_toolbox(self) -> Toolbox:
         return Toolbox(self.tools, self.tool_settings)
 
-    def expertise(self, case: Case) -> Expertise:
+    def start_expert(self, case: Case) -> Expertise:
         """The expert for a sample, started.
 
         Raises:

@@ -121,10 +121,10 @@ class PlannerRollout(Rollout):
         # by identity: a Sample holds mappings and cannot be hashed
         talk_of = {id(sample): talk for (_, sample), talk in zip(samples, talks, strict=True)}
 
-        def expertise(case: Case) -> Expertise:
+        def start(case: Case) -> Expertise:
             return self.crew.planner.solve(case, number, talk_of[id(case.sample)])
 
-        self.expertise = expertise  # each try starts the experts anew, with its number
+        self.start = start  # each try starts the experts anew, with its number
         return super().run(samples), talks
 
     def _together(self, moves: Sequence[Callable[[], T]]) -> list[T]:

@@ -133,7 +133,7 @@ class Rollout:
         image_format: How tool images are stored; each tool's own format when None.
         max_pixels: Larger images are refused.
         expert: Who decides the steps; recorded with each trajectory.
-        expertise: Starts the expert for a sample.
+        start: Starts the expert for a sample.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class Rollout:
         image_format: ImageFormat | None,
         max_pixels: int,
         expert: str = EXPERT,
-        expertise: Callable[[Case], Expertise] = solve,
+        start: Callable[[Case], Expertise] = solve,
     ) -> None:
         self.toolbox, self.seed, self.image_format, self.max_pixels = toolbox, seed, image_format, max_pixels
-        self.expert, self.expertise = expert, expertise
+        self.expert, self.start = expert, start
         self.timings = Timings()
         self.differences: list[Difference] = []
 
@@ -174,7 +174,7 @@ class Rollout:
             with self.timings.of("decode"):
                 pixels = decode(sample.image.data, self.max_pixels)
             case = Case(sample, self.toolbox.names, Voice(generator("expert", self.seed, identity)))
-            return _Flight(identity, sample, pixels, self.expertise(case))
+            return _Flight(identity, sample, pixels, self.start(case))
         except ImageError as error:
             return Refusal(sample.key, sample.source, sample.skill, "bad input", f"{sample.image.path}: {error}")
         except Rejected as error:

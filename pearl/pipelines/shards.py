@@ -128,7 +128,7 @@ class ShardMaker:
         if self.crew:
             return PlannerRollout(self.crew, self.toolbox, config)
         max_pixels = config.source_options.max_pixels
-        return Rollout(self.toolbox, config.seed, config.image_format, max_pixels, config.expert, config.expertise)
+        return Rollout(self.toolbox, config.seed, config.image_format, max_pixels, config.expert, config.start_expert)
 
     def _outcomes(
         self, rollout: Rollout, number: int, culprits: Collection[int], silent: bool = False

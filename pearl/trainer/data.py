@@ -14,7 +14,6 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
 from torch.utils.data import Dataset, Sampler
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from pearl.errors import PearlError
 from pearl.files import whole_file
 from pearl.images import ImageError
-from pearl.parquet import DataError, from_row, missing_shards, open_parquet, resolve_split, schema
+from pearl.parquet import DataError, from_row, missing_shards, open_parquet, read_table, resolve_split, schema
 from pearl.randomness import generator
 from pearl.records import Trajectory
 from pearl.torch_setup import is_out_of_memory
@@ -87,7 +86,7 @@ class Table:
                 for file in files:
                     with open_parquet(file) as reader:
                         for number in range(reader.num_row_groups):
-                            group = _group(file, reader, number)
+                            group = read_table(file, reader, number).replace_schema_metadata(schema().metadata)
                             writer.write_table(group)
                             for batch in group.to_batches():
                                 digest.update(batch.serialize())
@@ -132,13 +131,6 @@ class Table:
             digest = hashlib.blake2b(image["bytes"].as_buffer() or b"", key=str(seed).encode(), digest_size=8).digest()
             (held if int.from_bytes(digest, "big") < fraction * 2**64 else train).append(row)
         return train, held
-
-
-def _group(file: Path, reader: pq.ParquetFile, group: int) -> pa.Table:
-    try:
-        return reader.read_row_group(group).replace_schema_metadata(schema().metadata)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _lengths(rows: pa.RecordBatch, objective: Objective, encoder: ViewEncoder, per_character: float) -> np.ndarray:

@@ -10,14 +10,14 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar, get_args
 
 from pearl.errors import PearlError
-from pearl.evaluation.records import LETTERS, Protocol, Question
+from pearl.evaluation.records import LETTERS, Question, Scoring
 from pearl.images import ImageError, header
 from pearl.records import EncodedImage
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 PROBLEMS_SHOWN = 5
-_OPENINGS: Mapping[Protocol, str] = {"pearl-published": "<answer>"}
-_MAX_NEW_TOKENS: Mapping[Protocol, int] = {"lvr": 512, "pearl-published": 4}
+_OPENINGS: Mapping[Scoring, str] = {"pearl-published": "<answer>"}
+_MAX_NEW_TOKENS: Mapping[Scoring, int] = {"lvr": 512, "pearl-published": 4}
 
 
 class BenchmarkError(PearlError, ValueError):
@@ -33,7 +33,7 @@ class Benchmark(ABC):
 
     Args:
         place: A folder or a Hub dataset id (`org/name`); None: where the benchmark usually is.
-        protocol: Whose wording and limits the questions get.
+        scoring: Whose wording and limits the questions get.
         count: Only the first so many questions of each category.
 
     Raises:
@@ -44,12 +44,12 @@ class Benchmark(ABC):
     version: ClassVar[int]
     """Part of a result's identity: raise it with every change of the questions or of their wording."""
 
-    def __init__(self, place: str | None = None, protocol: Protocol = "strict", count: int | None = None) -> None:
-        if protocol not in get_args(Protocol):
-            raise BenchmarkError(f"there is no protocol {protocol!r}; there are {', '.join(get_args(Protocol))}")
+    def __init__(self, place: str | None = None, scoring: Scoring = "strict", count: int | None = None) -> None:
+        if scoring not in get_args(Scoring):
+            raise BenchmarkError(f"there is no scoring {scoring!r}; there are {', '.join(get_args(Scoring))}")
         if count is not None and count < 1:
             raise BenchmarkError(f"{count} questions a category: at least 1")
-        self.place, self.protocol, self.count = place, protocol, count
+        self.place, self.scoring, self.count = place, scoring, count
 
     @abstractmethod
     def questions(self) -> tuple[Question, ...]:
@@ -118,8 +118,8 @@ class PublishedBenchmark(Benchmark):
         options: tuple[str, ...],
         answer: int,
     ) -> Question:
-        """A question with what the protocol adds to it."""
-        opening, limit = _OPENINGS.get(self.protocol, ""), _MAX_NEW_TOKENS.get(self.protocol)
+        """A question with what the scoring adds to it."""
+        opening, limit = _OPENINGS.get(self.scoring, ""), _MAX_NEW_TOKENS.get(self.scoring)
         return Question(id, self.name, category, images, prompt, options, answer, opening, limit)
 
 

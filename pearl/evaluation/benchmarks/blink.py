@@ -23,7 +23,7 @@ IMAGES = ("image_1", "image_2", "image_3", "image_4")
 
 
 class Blink(PublishedBenchmark):
-    """One category a task. Questions have one to four images; all protocols word them alike, as LVR's code does.
+    """One category a task. Questions have one to four images; all scorings word them alike, as LVR's code does.
 
     A subclass may name other `tasks` of the repository.
     """

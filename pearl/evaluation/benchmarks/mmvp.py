@@ -28,7 +28,7 @@ class Mmvp(PublishedBenchmark):
     """One category; the authors count a pair as right where both its questions are.
 
     The answers are taken as published, though two pairs are known to be wrong (99 and 100, 279 and 280:
-    tsb0601/MMVP, issue 30). Published code leaves the options in one line, which the protocols that repeat it do too.
+    tsb0601/MMVP, issue 30). Published code leaves the options in one line, which the scorings that repeat it do too.
     """
 
     name = "mmvp"
@@ -69,7 +69,7 @@ class Mmvp(PublishedBenchmark):
         return {question: pair for question, pair in pairs.items() if sizes[pair] == 2}
 
     def _options(self, listed: str, options: tuple[str, ...]) -> str:
-        if self.protocol == "strict":
+        if self.scoring == "strict":
             return f"A. {options[0]}\nB. {options[1]}{SUFFIX}"
         in_one_line = listed.replace("(a)", "A.").replace("(b)", "B.")
-        return in_one_line + (SUFFIX if self.protocol == "lvr" else "")
+        return in_one_line + (SUFFIX if self.scoring == "lvr" else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pearl.evaluation.benchmarks.base import Benchmark, BenchmarkError
-from pearl.evaluation.records import Protocol
+from pearl.evaluation.records import Scoring
 from pearl.plugins import Plugins
 
 BENCHMARKS = Plugins(
@@ -26,7 +26,7 @@ def benchmark_names() -> list[str]:
     return BENCHMARKS.names()
 
 
-def open_benchmark(spec: str, protocol: Protocol = "strict", count: int | None = None) -> Benchmark:
+def open_benchmark(spec: str, scoring: Scoring = "strict", count: int | None = None) -> Benchmark:
     """A benchmark by its name, or by `name=PLACE` where it lies elsewhere than usual; the rest as `Benchmark` takes it.
 
     Raises:
@@ -36,4 +36,4 @@ def open_benchmark(spec: str, protocol: Protocol = "strict", count: int | None =
     if given and not place:
         raise BenchmarkError(f"{spec!r} names no place; write {name}=FOLDER, {name}=ORG/NAME or {name}")
     found: type[Benchmark] = BENCHMARKS.find(name)
-    return found(place or None, protocol, count)
+    return found(place or None, scoring, count)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pearl.evaluation.benchmarks.base import Benchmark, BenchmarkError
 from pearl.evaluation.benchmarks.trajectories import TEMPLATE, question_of
-from pearl.evaluation.records import Protocol, Question
+from pearl.evaluation.records import Question, Scoring
 from pearl.files import whole_file
 from pearl.parquet import read_trajectories, write_trajectories
 from pearl.records import Sample, Trajectory
@@ -30,19 +30,19 @@ from pearl.trainer.conversation import load_template
 class Scenes(Benchmark):
     """The prompt is the one that `pearl-train` trains on: the options are words, without letters.
 
-    So no protocol but the strict one can score it. Rendered scenes are kept below `$PEARL_CACHE`
+    So none but the strict scoring can read its answers. Rendered scenes are kept below `$PEARL_CACHE`
     (`~/.cache/pearl` unless set), as Parquet with the columns of trajectories.
     """
 
     name = "scenes"
     version = 1
 
-    def __init__(self, place: str | None = None, protocol: Protocol = "strict", count: int | None = None) -> None:
-        super().__init__(place, protocol, count)
+    def __init__(self, place: str | None = None, scoring: Scoring = "strict", count: int | None = None) -> None:
+        super().__init__(place, scoring, count)
         if place is not None:
             raise BenchmarkError(f"scenes are rendered, so they have no place; given was {place!r}")
-        if protocol != "strict":
-            raise BenchmarkError(f"scenes name their options in words, which the protocol {protocol!r} cannot score")
+        if scoring != "strict":
+            raise BenchmarkError(f"scenes name their options in words, which the scoring {scoring!r} cannot read")
 
     def questions(self) -> tuple[Question, ...]:
         listed = json.loads((files("pearl.evaluation.benchmarks") / "scenes_test.json").read_text(encoding="utf-8"))

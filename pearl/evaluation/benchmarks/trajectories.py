@@ -22,8 +22,8 @@ class Trajectories(Benchmark):
     def questions(self) -> tuple[Question, ...]:
         if self.place is None:
             raise BenchmarkError("say which: trajectories=DATA, a Parquet file, folder, glob or Hub id")
-        if self.protocol != "strict":
-            raise BenchmarkError(f"trajectories have options in words, which {self.protocol!r} cannot score")
+        if self.scoring != "strict":
+            raise BenchmarkError(f"trajectories have options in words, which the scoring {self.scoring!r} cannot read")
         return tuple(first_of_each(self._questions(self.place), self.count))
 
     def _questions(self, place: str) -> Iterator[Question]:

@@ -46,7 +46,7 @@ class VStar(PublishedBenchmark):
         prompt = text(record, "text")
         options = _options(prompt)
         answer = answer_index(text(record, "label"), options)
-        if self.protocol != "pearl-published" and SUFFIX.strip() not in prompt:
+        if self.scoring != "pearl-published" and SUFFIX.strip() not in prompt:
             prompt += SUFFIX
         images = (image(folder, record, "image"),)
         return self.asked(text(record, "question_id"), text(record, "category"), images, prompt, options, answer)

@@ -14,7 +14,7 @@ class Direct(DecodingMode):
     """One user turn, the images and then the prompt; one assistant turn.
 
     Args:
-        max_new_tokens, opening: Where a question's protocol has none of its own.
+        max_new_tokens, opening: Where a question's scoring has none of its own.
     """
 
     name = "direct"

@@ -2,7 +2,7 @@
 
 A call is run by the `Toolbox` that makes the training data, and what it returned comes back as a user turn, text and
 then image, as in `pearl-train`'s conversations. (A role `tool`, where a chat template has one, mostly cannot hold an
-image.) A protocol's opening and its limit of new tokens are about a direct answer and do not apply: a turn that has to
+image.) A scoring's opening and its limit of new tokens are about a direct answer and do not apply: a turn that has to
 begin with the answer cannot hold a call.
 """
 

@@ -21,6 +21,7 @@ from pearl.parquet import (
     open_writer,
     read_group,
     read_metadata,
+    read_table,
     resolve,
     schema,
 )
@@ -136,16 +137,9 @@ def copy_rows(files: Sequence[Path], part_of: np.ndarray, writers: Sequence[RowW
                 raise DataError(f"{path} has changed since its rows were chosen")
             if (parts == NOWHERE).all():
                 continue
-            table = _table(path, file, group)
+            table = read_table(path, file, group)
             for number, writer in enumerate(writers):
                 writer.write(table.filter(pa.array(parts == number)))
-
-
-def _table(path: Path, file: Any, group: int) -> pa.Table:
-    try:
-        return file.read_row_group(group)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged in row group {group}: {' '.join(str(error).split())}") from error
 
 
 def write_chosen(files: Sequence[Path], chosen: np.ndarray, out: Path, made_by: Mapping[str, Any]) -> None:

@@ -37,5 +37,5 @@ class ImportConfig(GenerateConfig):
         options = ImportOptions(self.source_options, self.license, self.reexecute)
         return [importer_class(self.kind)(place, options) for place in self.sources]
 
-    def expertise(self, case: Case) -> Expertise:
+    def start_expert(self, case: Case) -> Expertise:
         return replay(case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from pearl.pipelines.sources.base import (
-    Annotation,
+    AnnotationOptions,
     BadRecord,
     Item,
     Source,
@@ -41,7 +41,7 @@ def open_source(spec: str, options: SourceOptions) -> Source:
 
 
 __all__ = [
-    "Annotation",
+    "AnnotationOptions",
     "BadRecord",
     "Item",
     "Source",

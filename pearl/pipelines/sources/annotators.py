@@ -19,8 +19,8 @@ import numpy as np
 
 from pearl.boxes import intersection_over_union, overlap, rounded, shorter_side
 from pearl.images import Picture
-from pearl.pipelines.sources.base import Annotation, SourceError
-from pearl.pipelines.sources.box_questions import Annotated
+from pearl.pipelines.sources.base import AnnotationOptions, SourceError
+from pearl.pipelines.sources.box_questions import AnnotatedImage
 from pearl.records import Box, Region
 from pearl.tools import Tool, Toolbox, ToolError
 from pearl.tools.base import MIN_BOX_SIDE
@@ -48,7 +48,7 @@ class Annotators:
         ToolUnavailable: a package or a model is missing; the message says which option brings it.
     """
 
-    def __init__(self, annotation: Annotation) -> None:
+    def __init__(self, annotation: AnnotationOptions) -> None:
         self.annotation = annotation
         self.toolbox = Toolbox(annotation.annotators, annotation.settings)
         depth = self._tool("depth", Depth)
@@ -61,7 +61,7 @@ class Annotators:
         settings = {"labels": list(one.labels), "scores": {"detect": asdict(one.detect), "ocr": asdict(one.ocr)}}
         return {"tools": self.toolbox.fingerprint(), **settings}
 
-    def annotate(self, picture: Picture) -> Annotated:
+    def annotate(self, picture: Picture) -> AnnotatedImage:
         """The regions of a picture that are sure and the lines of text, and the labels that are not to be trusted.
 
         Raises:
@@ -71,7 +71,7 @@ class Annotators:
         things, unsure = self._things(picture)
         lines, doubtful = self._lines(picture)
         regions = self._with_nearness(picture, [*things, *lines])
-        return Annotated(tuple(regions), unsure | doubtful, frozenset(line.label for line in lines))
+        return AnnotatedImage(tuple(regions), unsure | doubtful, frozenset(line.label for line in lines))
 
     def _things(self, picture: Picture) -> tuple[list[Region], frozenset[str]]:
         tool, asked = self._tool("detect", Detect), self.annotation

@@ -58,7 +58,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Annotation:
+class AnnotationOptions:
     """Tools that annotate images which nobody annotated.
 
     Attributes:
@@ -127,7 +127,7 @@ class SourceOptions:
     questions: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
-    annotation: Annotation = field(default_factory=Annotation)
+    annotation: AnnotationOptions = field(default_factory=AnnotationOptions)
     max_pixels: int = MAX_PIXELS
 
 

@@ -29,7 +29,7 @@ SKILLS = ("counting", "existence", "spatial relation", "comparison", "depth", "t
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedImage:
     """An image's boxes, and what cannot be asked about them.
 
     Attributes:
@@ -47,7 +47,7 @@ class Annotated:
 
 
 def questions_from_boxes(
-    image: Annotated, categories: Sequence[str], seed: int, image_key: str
+    image: AnnotatedImage, categories: Sequence[str], seed: int, image_key: str
 ) -> Iterator[dict[str, Any]]:
     """At most one question a skill, as the fields of a sample. The same image, seed and key give the same questions.
 
@@ -60,7 +60,7 @@ def questions_from_boxes(
             yield asked
 
 
-def _counting(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+def _counting(image: AnnotatedImage, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     """The number is drawn before the label, as ones are the commonest."""
     counts = Counter(region.label for region in image.regions)
     closed = image.crowded | image.uncounted
@@ -76,7 +76,7 @@ def _counting(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> d
     return _asked("counting", f"How many instances of “{name}” are there?", choices, str(count), query)
 
 
-def _presence(image: Annotated, categories: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+def _presence(image: AnnotatedImage, categories: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     """Only where both answers are possible, so that being asked says nothing."""
     here = {region.label for region in image.regions} | image.crowded
     present = [i for i, region in enumerate(image.regions) if region.label not in image.uncounted]
@@ -94,7 +94,7 @@ def _presence(image: Annotated, categories: Sequence[str], rng: np.random.Genera
     return _asked("existence", f"Can “{name}” be seen in the picture?", ["yes", "no"], answer, query)
 
 
-def _left_or_right(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+def _left_or_right(image: AnnotatedImage, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     for first, second in _pairs(image, rng):
         a, b = image.regions[first], image.regions[second]
         gap = (b.box[0] + b.box[2] - a.box[0] - a.box[2]) / 2
@@ -105,7 +105,7 @@ def _left_or_right(image: Annotated, _: Sequence[str], rng: np.random.Generator)
     return None
 
 
-def _larger(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+def _larger(image: AnnotatedImage, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     for first, second in _pairs(image, rng):
         if _is_larger(image.regions[first], image.regions[second]):
             larger = 0
@@ -129,7 +129,7 @@ def _is_larger(one: Region, other: Region) -> bool:
     return by_box > (LARGER if "text" in known else LARGER_BY_BOX)
 
 
-def _closer(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+def _closer(image: AnnotatedImage, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     for first, second in _pairs(image, rng):
         query = _two(image, first, second)
         names = query["names"]
@@ -138,7 +138,7 @@ def _closer(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dic
     return None
 
 
-def _nearer(image: Annotated, pair: tuple[int, int], names: Sequence[str]) -> str | None:
+def _nearer(image: AnnotatedImage, pair: tuple[int, int], names: Sequence[str]) -> str | None:
     """The name of the nearer one; empty where no nearness is annotated, None where it is too close to call."""
     readings = [image.regions[i].attributes.get("nearness") for i in pair]
     if None in readings:
@@ -147,7 +147,7 @@ def _nearer(image: Annotated, pair: tuple[int, int], names: Sequence[str]) -> st
     return None if abs(first - second) < SURE else names[0 if first > second else 1]
 
 
-def _text(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
+def _text(image: AnnotatedImage, _: Sequence[str], rng: np.random.Generator) -> dict[str, Any] | None:
     lines = [i for i, region in enumerate(image.regions) if "text" in region.attributes]
     certain = [i for i in lines if image.regions[i].label not in image.crowded]
     asked = [(i, name) for i in certain for name in _places(image, lines, i)]
@@ -157,7 +157,7 @@ def _text(image: Annotated, _: Sequence[str], rng: np.random.Generator) -> dict[
     return None
 
 
-def _places(image: Annotated, lines: Sequence[int], line: int) -> Iterator[str]:
+def _places(image: AnnotatedImage, lines: Sequence[int], line: int) -> Iterator[str]:
     """What a line of text can be called by its place alone, so that no other line is meant."""
     box, others = image.regions[line].box, [image.regions[i].box for i in lines if i != line]
     if not others:
@@ -173,7 +173,7 @@ def _places(image: Annotated, lines: Sequence[int], line: int) -> Iterator[str]:
             yield f"the text on the {region.label}"
 
 
-def _pairs(image: Annotated, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _pairs(image: AnnotatedImage, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Pairs of objects that are each the only one of their category, and lie apart."""
     counts = Counter(region.label for region in image.regions)
     single = [
@@ -186,7 +186,7 @@ def _pairs(image: Annotated, rng: np.random.Generator) -> list[tuple[int, int]]:
     return _shuffled(rng, pairs)
 
 
-def _two(image: Annotated, first: int, second: int) -> dict[str, Any]:
+def _two(image: AnnotatedImage, first: int, second: int) -> dict[str, Any]:
     return {"targets": [first, second], "names": [f"the {image.regions[i].label}" for i in (first, second)]}
 
 

@@ -22,7 +22,7 @@ from pearl.pipelines.sources.base import (
     listing_hash,
     read_image,
 )
-from pearl.pipelines.sources.box_questions import Annotated, questions_from_boxes
+from pearl.pipelines.sources.box_questions import AnnotatedImage, questions_from_boxes
 from pearl.records import Region, Sample
 
 MOST_SIDE = 1_000_000
@@ -65,7 +65,7 @@ class Coco(Source):
     def _made(self, index: CocoIndex) -> Iterator[Item]:
         names = sorted(set(index.categories.values()))
         for image_id, image in index.images.items():
-            annotated = Annotated(tuple(index.regions(image_id).values()), frozenset(index.crowded[image_id]))
+            annotated = AnnotatedImage(tuple(index.regions(image_id).values()), frozenset(index.crowded[image_id]))
             for number, asked in enumerate(questions_from_boxes(annotated, names, self.options.seed, str(image_id))):
                 yield Item(f"{image_id}-{number}", _record(image, annotated.regions, asked))
 

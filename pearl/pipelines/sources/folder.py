@@ -23,7 +23,7 @@ from pearl.pipelines.sources.base import (
     listing_hash,
     read_image,
 )
-from pearl.pipelines.sources.box_questions import SKILLS, Annotated, questions_from_boxes
+from pearl.pipelines.sources.box_questions import SKILLS, AnnotatedImage, questions_from_boxes
 from pearl.randomness import generator
 from pearl.records import EncodedImage, Sample
 from pearl.tools import Toolbox
@@ -149,7 +149,7 @@ class Folder(Source):
         }
 
 
-_Asked = tuple[Annotated, Mapping[str, Mapping[str, Any]]]
+_Asked = tuple[AnnotatedImage, Mapping[str, Mapping[str, Any]]]
 
 
 def _some(labels: Iterable[str]) -> str:
