@@ -270,7 +270,7 @@ def newer_format(folder: Path) -> None:
         (other_columns, "does not have the columns"),
         (strange_model, r"predictions of .*org/other.*which its run\.json does not name"),
         (unreadable_run, "not the record of an evaluation"),
-        (newer_format, "format 99; this release reads 2"),
+        (newer_format, "format 99; this release reads 3"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage: Any, message: str) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from pearl import __version__
-from pearl.cli.options import console, explained, names, opt
+from pearl.cli.options import console, exit_with_message, names, opt
 from pearl.trainer.config import Precision
 
 app = typer.Typer(
@@ -101,7 +101,7 @@ def run(
 
     pearl-eval run MODEL --bench vstar,mmvp=DIR --mode direct,tools
     """
-    with explained():
+    with exit_with_message():
         from pearl.evaluation.records import Mode
         from pearl.evaluation.report import markdown
         from pearl.evaluation.run import EvalConfig, evaluate
@@ -137,7 +137,7 @@ def latents(
 
     Of models that pearl-train made with lvr, mirage or pearl (there: of the predicted embedding).
     """
-    with explained("stopped; what models gave before stands in --out"):
+    with exit_with_message("stopped; what models gave before stands in --out"):
         from pearl.evaluation.latents import Evidence, NoLatents, latent_evidence
         from pearl.evaluation.latents_report import markdown, write_evidence
         from pearl.evaluation.subject import Subject
@@ -177,7 +177,7 @@ def gain(
     allow_pickle: Pickle = False,
 ) -> None:
     """Measures how much each step's tool output raises the right answer's log-odds over what the image alone gives."""
-    with explained():
+    with exit_with_message():
         from tqdm import tqdm
 
         from pearl.evaluation.gain import Gain, GainMeter, by_skill, measure_gains_resumably, write_gains

@@ -36,7 +36,7 @@ def _begins_as_parquet(path: Path) -> bool:
 
 
 @contextmanager
-def explained(when_stopped: str = "stopped; --resume goes on") -> Iterator[None]:
+def exit_with_message(when_stopped: str = "stopped; --resume goes on") -> Iterator[None]:
     """Ends the command with a message where an exception comes out."""
     try:
         yield

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from pearl import __version__
-from pearl.cli.options import console, explained, names, opt
+from pearl.cli.options import console, exit_with_message, names, opt
 from pearl.errors import PearlError
 from pearl.trainer.config import Precision, TrainConfig, Tune, make_config, read_settings
 from pearl.trainer.console import is_first
@@ -118,7 +118,7 @@ def train(
     if version:
         console.print(f"pearl-train {__version__}")
         return
-    with explained("stopped; --resume goes on from the last checkpoint, if there is one"):
+    with exit_with_message("stopped; --resume goes on from the last checkpoint, if there is one"):
         for name in ("use_gpu", "address"):
             if name in given and num_workers is None:
                 raise PearlError(f"--{name.replace('_', '-')} is about workers of Ray: say how many, --num-workers N")

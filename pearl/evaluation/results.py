@@ -31,7 +31,7 @@ from pearl.errors import PearlError
 from pearl.evaluation.records import CallMade, Key, Prediction, Reply, Scoring
 from pearl.files import whole_file
 
-FORMAT = 2
+FORMAT = 3
 PARTS = ("models", "modes", "benchmarks")
 RUN_FILE = "run.json"
 MAX_NAME = 100
