@@ -6,11 +6,11 @@
 `objects`: answers from true visual tokens, which say what stands in their cell; `places`: also where things are and how
 far; `cells`: the same among the empty ones. `crops`: the vision tower names what a crop shows; `sight`: it learns to
 produce these tokens. `joint`: answers from pictures, some with a zoomed crop in context, and thoughts and calls;
-`closer`: most about small objects. `heads` is for a training that begins with `--weights`: what is not exported learns
-to read the model before that moves. Each stage has its budget in core-minutes (minutes times processes), in which its
-learning rate falls; `--clock cpu` counts the time on the processor instead of the wall clock, for a machine that is
-busy with other things. A run that was stopped continues from its last checkpoint, with as many processes as there are
-now.
+`closer`, twice: most about small objects. `heads` is for a training that begins with `--weights`: what is not exported
+learns to read the model before that moves. Each stage has its budget in core-minutes (minutes times processes), in
+which its learning rate falls; `--clock cpu` counts the time on the processor instead of the wall clock, for a machine
+that is busy with other things. A run that was stopped continues from its last checkpoint, with as many processes as
+there are now.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ STAGES = (
     Stage("heads", 0, 3e-3, seeing=True, told=3),
     Stage("joint", 110, 8e-4, seeing=True, cropping=0.6, told=2),
     Stage("closer", 15, 4e-4, seeing=True, cropping=1.0, questions=6),
+    Stage("closer", 25, 4e-4, seeing=True, cropping=1.0, questions=6),
 )
 
 
