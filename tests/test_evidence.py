@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -30,7 +30,7 @@ from pearl.evaluation.gain import (
     write_gains,
 )
 from pearl.evaluation.insides import objective_of
-from pearl.evaluation.latents import Compared, _Change, _changes, _columns, _made, _Trial, latent_evidence
+from pearl.evaluation.latents import Compared, _Change, _changes, _columns, _made, _Oracle, _Trial, latent_evidence
 from pearl.evaluation.latents_report import markdown, write_evidence
 from pearl.evaluation.modes.latent import Decoded, LatentDecoder
 from pearl.evaluation.subject import Subject, SubjectError
@@ -57,13 +57,23 @@ def rows() -> tuple[Trajectory, ...]:
 
 
 @cache
-def trained(objective: str, **options: object) -> Subject:
+def told_by_the_tool() -> tuple[Trajectory, ...]:
+    """One picture and question; only what the tool shows tells the answer."""
+    made = []
+    for n in range(4):
+        one = trajectory(step("crop", 20 + n % 2, image=0, box=BOX), question="What does the tool show?")
+        made.append(replace(one, id=f"told {n}", answer=one.choices[n % 2], conclusion="That is what it shows."))
+    return tuple(made)
+
+
+@cache
+def trained(objective: str, data: Callable[[], tuple[Trajectory, ...]] = rows, **options: object) -> Subject:
     import tempfile
 
     _FOLDERS.append(tempfile.TemporaryDirectory())
     folder = Path(_FOLDERS[-1].name)
     run(
-        data_file(folder, rows()), folder / "out", objective=objective, max_steps=60, learning_rate=3e-3, batch_size=6,
+        data_file(folder, data()), folder / "out", objective=objective, max_steps=60, learning_rate=3e-3, batch_size=6,
         warmup=0.0, weight_decay=0.0, objective_options=dict(options),
     )  # fmt: skip
     return Subject.load(str(folder / "out" / "model"), device="cpu")
@@ -75,7 +85,7 @@ def test_latents_are_asked_everything(objective: str) -> None:
     found = latent_evidence(trained(objective, **options), rows(), batch_size=4, max_new_tokens=40)
     assert (found.questions, found.embeddings.count, found.left_out) == (6, 6, {})
     assert found.accuracy == found.by_quota[{"lvr": 8, "mirage": 4}[objective]]
-    assert set(found.replaced) == {"noise", "zeros", "the mean", "another's", "removed"}
+    assert set(found.replaced) == {"noise", "zeros", "the mean", "another's", "oracle", "removed"}
     assert set(found.by_quota) == {0, 1, 2, 4, 8, 16}
     for one in found.replaced.values():
         assert one.changed.value >= abs(one.accuracy.value - found.accuracy.value)
@@ -98,7 +108,7 @@ def test_embeddings_are_held_against_what_the_tool_showed_and_the_whole_image(ob
     examples = [kind.example(one, [encoder.image(i) for i in one.images], encoder) for one in conversations]
     torch.manual_seed(0)
     said = [Decoded("", torch.randn(4, HIDDEN), (1, 3), 0, 0) for _ in examples]
-    judged, single = _made(decoder, losses, examples, said)
+    judged, single = _made(said, [_Oracle.of(decoder, losses, example) for example in examples])
     singly = Compared.of(*_columns(single))
     assert list(judged.owners) == list(range(6))
     pairs = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()
@@ -129,7 +139,8 @@ def test_embeddings_are_held_against_what_the_tool_showed_and_the_whole_image(ob
 def test_what_replaces_latents_is_what_the_model_is_fed() -> None:
     subject = trained("lvr")
     questions = [question_of(one, load_template("pearl"), "trajectories") for one in rows()]
-    trial = _Trial(LatentDecoder(subject), questions, 4, 40, tqdm(disable=True))
+    decoder = LatentDecoder(subject)
+    trial = _Trial(decoder, questions, [decoder.example(one) for one in questions], 4, 40, tqdm(disable=True))
     plain, fed = trial.run(), list[torch.Tensor]()
     mark = torch.full((1, HIDDEN), 7.5)
     handle = subject.model.model.language_model.register_forward_pre_hook(
@@ -144,6 +155,16 @@ def test_what_replaces_latents_is_what_the_model_is_fed() -> None:
     assert [one.text for one in changed] != [one.text for one in plain] or any(
         not torch.equal(one.latents, other.latents) for one, other in zip(plain, changed, strict=True)
     )
+
+
+def test_where_only_latents_tell_the_answer_the_oracles_give_it() -> None:
+    """Conversations that differ in nothing but what is fed: the model's own latents cannot know, the oracle's do."""
+    subject = trained("mirage", data=told_by_the_tool, vlm_weight=1.0)
+    found = latent_evidence(subject, told_by_the_tool(), batch_size=4, max_new_tokens=60)
+    assert found.accuracy is not None
+    assert found.accuracy.value == found.replaced["noise"].accuracy.value == 0.5
+    assert found.replaced["oracle"].accuracy.value == 1
+    assert found.replaced["oracle"].changed.value == 0.5
 
 
 def test_latents_of_a_second_stage_are_held_against_the_tools_images() -> None:

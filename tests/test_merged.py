@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pearl.trainer.model_folder import OBJECTIVE_WEIGHTS
 from pearl.trainer.models import load_trained_state
 from pearl.trainer.preparation import prepare
 from tests.plain import opened, picture
@@ -135,8 +136,10 @@ def test_the_models_folder_is_complete(runs: dict[tuple[str, str], Path]) -> Non
     assert {path.name for path in folder.iterdir()} == base | {
         "README.md",
         "training_config.json",
-        "objective.safetensors",
+        "objective",
     }
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]  # what vLLM loads
+    assert (folder / OBJECTIVE_WEIGHTS).is_file()
     card = (folder / "README.md").read_text()
     settings = json.loads((folder / "training_config.json").read_text())["settings"]
     assert settings["tune"] == "lora"

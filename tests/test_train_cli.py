@@ -443,6 +443,7 @@ def test_a_model_that_cannot_be_trained(
 ) -> None:
     spoil(base)
     assert said in refused(data, tmp_path / "out", base=base)
+    assert not list(tmp_path.rglob("*.arrow"))  # before the data are copied
 
 
 def test_a_model_that_is_not_there(data: Path, tmp_path: Path) -> None:

@@ -202,11 +202,11 @@ def gain(
                 skipped.append((trajectory.id, found))
         write_gains(gains, out)
         journal.unlink()
-        table = Table("skill", "trajectories", "p before", "p after", "gain", "of images", "gain ≤ 0")
+        table = Table("skill", "trajectories", "p before", "without image", "p after", "gain", "of images", "gain ≤ 0")
         for row in by_skill(gains):
             table.add_row(
-                row.skill, str(row.count), f"{row.before:.3f}", f"{row.after:.3f}", f"{row.gain:+.2f}",
-                f"{row.image_gain:+.2f}", f"{row.useless:.0%}",
+                row.skill, str(row.count), f"{row.before:.3f}", f"{row.words:.3f}", f"{row.after:.3f}",
+                f"{row.gain:+.2f}", f"{row.image_gain:+.2f}", f"{row.useless:.0%}",
             )  # fmt: skip
         console.print(table)
         for name, reason in skipped[:5]:

@@ -207,12 +207,13 @@ def write_gains(gains: Sequence[Gain], path: Path) -> None:
 
 @dataclass(frozen=True)
 class SkillGain:
-    """Means by skill: count, probability of the right answer from the image alone and in the end, both gains, and the
-    share of trajectories that gain at most 0."""
+    """Means by skill: count, probability of the right answer from the image alone, in the end but without the last
+    step's image, and in the end; both gains, and the share of trajectories that gain at most 0."""
 
     skill: str
     count: int
     before: float
+    words: float
     after: float
     gain: float
     image_gain: float
@@ -228,6 +229,7 @@ def by_skill(gains: Sequence[Gain]) -> list[SkillGain]:
                 skill,
                 len(chosen),
                 _mean(_probability(one.log_odds[0]) for one in chosen),
+                _mean(_probability(one.without_image[-1]) for one in chosen),
                 _mean(_probability(one.log_odds[-1]) for one in chosen),
                 _mean(one.gain for one in chosen),
                 _mean(one.image_gain for one in chosen),

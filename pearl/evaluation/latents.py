@@ -40,7 +40,7 @@ from pearl.trainer.watch import effective_rank, spread
 Row = tuple[Tensor, Tensor, Tensor]
 """An embedding, its target and its control, (H,) each."""
 QUOTAS = (0, 1, 2, 4, 8, 16)
-RUNS = 1 + 4 + len(QUOTAS)
+RUNS = 1 + 5 + len(QUOTAS)
 """How often each question is answered: plainly, with latents replaced, and with other numbers of them."""
 
 
@@ -95,7 +95,9 @@ class Evidence:
         latents: One by one, each beside what training would have fed in the same place of the same run; latents in
             places that training would not have had are left out. None for `pearl`.
         accuracy: Through the model's own latents; None for `pearl`, which makes none.
-        replaced: By what latents were replaced with.
+        replaced: By what latents were replaced with; "oracle": what training would have fed, from the tool's output, in
+            runs as long as training's. Where these leave an answer as it is, latents are not used; where they alone
+            mend it, the model's own are not good enough.
         by_quota: Accuracy by the number of latents in a run.
     """
 
@@ -143,12 +145,16 @@ def latent_evidence(
     assert decoder is not None
     questions = [question_of(one, template, "trajectories") for one, _ in usable]
     with tqdm(total=RUNS * len(usable), desc=subject.name, unit="answer", disable=not progress) as bar:
-        trial = _Trial(decoder, questions, batch_size, max_new_tokens, bar)
+        prompts = [decoder.example(question) for question in questions]
+        trial = _Trial(decoder, questions, prompts, batch_size, max_new_tokens, bar)
         plain = trial.run()
-        judged, singly = _made(decoder, losses, [example for _, example in usable], plain)
+        oracles = [_Oracle.of(decoder, losses, example) for _, example in usable]
+        judged, singly = _made(plain, oracles)
         found = _evidence(subject, objective, usable, left_out, judged)
         replaced = {name: trial.compared(plain, trial.run(change)) for name, change in _changes(plain)}
-        runs = {quota: trial.run(quota=quota) for quota in QUOTAS}
+        given = trial.run(_Change([oracle.latents for oracle in oracles]), [oracle.runs for oracle in oracles])
+        replaced["oracle"] = trial.compared(plain, given)
+        runs = {quota: trial.with_quota(quota).run() for quota in QUOTAS}
     replaced["removed"] = trial.compared(plain, runs[0])
     by_quota = {quota: trial.accuracy(one) for quota, one in runs.items()}
     return replace(
@@ -178,22 +184,27 @@ def _usable(
     return usable, dict(left_out)
 
 
+@dataclass(frozen=True)
 class _Trial:
     """The same questions, answered again and again."""
 
-    def __init__(
-        self, decoder: LatentDecoder, questions: Sequence[Question], batch_size: int, max_new_tokens: int, bar: Any
-    ) -> None:
-        self.decoder, self.questions, self.max_new_tokens, self.bar = decoder, questions, max_new_tokens, bar
-        self.batches = [slice(start, start + batch_size) for start in range(0, len(questions), batch_size)]
-        self.examples = [decoder.example(question) for question in questions]
+    decoder: LatentDecoder
+    questions: Sequence[Question]
+    examples: Sequence[Example]
+    batch_size: int
+    max_new_tokens: int
+    bar: Any
 
-    def run(self, change: _Change | None = None, quota: int | None = None) -> list[Decoded]:
-        decoder = self.decoder if quota is None else self.decoder.with_quota(quota)
+    def with_quota(self, quota: int) -> _Trial:
+        return replace(self, decoder=self.decoder.with_quota(quota))
+
+    def run(self, change: _Change | None = None, quotas: Sequence[Sequence[int]] | None = None) -> list[Decoded]:
         decoded = list[Decoded]()
-        for batch in self.batches:
-            feed = None if change is None else change.starting_at(batch.start)
-            decoded += decoder.decode(self.examples[batch], self.max_new_tokens, feed)
+        for start in range(0, len(self.questions), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            feed = None if change is None else change.starting_at(start)
+            runs = None if quotas is None else quotas[batch]
+            decoded += self.decoder.decode(self.examples[batch], self.max_new_tokens, feed, runs)
             self.bar.update(len(self.examples[batch]))
         return decoded
 
@@ -266,28 +277,42 @@ def _columns(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     return embeddings, targets, control
 
 
-@enough_memory("a single trajectory")
-@torch.no_grad()
-def _made(
-    decoder: LatentDecoder, losses: Losses, examples: Sequence[Example], plain: Sequence[Decoded]
-) -> tuple[_Judged, list[Row]]:
-    """The mean latent of each answer, that of the latents that the objective would have fed (from the tool's output),
-    and, as control, the mean of the whole image's visual tokens; and the same of the latents one by one."""
-    learner = decoder.insides.learner(losses)
-    rows, owners = list[Row](), list[int]()
-    single = list[Row]()
-    for owner, (example, one) in enumerate(zip(examples, plain, strict=True)):
+@dataclass(frozen=True)
+class _Oracle:
+    """What the objective would have fed for one trajectory, from the tools' output.
+
+    Attributes:
+        latents: (N, H); `runs`: how many in each run.
+        image: (H,) the mean of the question's image's visual tokens.
+    """
+
+    latents: Tensor
+    runs: tuple[int, ...]
+    image: Tensor
+
+    @classmethod
+    @enough_memory("a single trajectory")
+    @torch.no_grad()
+    def of(cls, decoder: LatentDecoder, losses: Losses, example: Example) -> Self:
+        learner = decoder.insides.learner(losses)
+        batch = decoder.insides.batch([example])
+        visual = decoder.insides.family.visual(learner.base.model, batch.images).tokens
+        whole = visual[: example.images[0].num_tokens]
+        runs = tuple(len(latent.groups) for latent in example.views["latent"].latents)
+        return cls(learner.states(batch).latents, runs, whole.float().mean(0))
+
+
+def _made(plain: Sequence[Decoded], oracles: Sequence[_Oracle]) -> tuple[_Judged, list[Row]]:
+    """The mean latent of each answer, that of the oracle's, and, as control, the mean of the whole image's visual
+    tokens; and the same of the latents one by one."""
+    rows, owners, single = list[Row](), list[int](), list[Row]()
+    for owner, (one, oracle) in enumerate(zip(plain, oracles, strict=True)):
         if not len(one.latents):
             continue
-        batch = decoder.insides.batch([example])
-        oracle = learner.states(batch).latents
-        image = decoder.insides.family.visual(learner.base.model, batch.images).tokens
-        whole = image[: example.images[0].num_tokens]
-        rows.append((one.latents.float().mean(0), oracle.float().mean(0), whole.float().mean(0)))
+        rows.append((one.latents.float().mean(0), oracle.latents.float().mean(0), oracle.image))
         owners.append(owner)
-        planned = [len(latent.groups) for latent in example.views["latent"].latents]
-        for made, fed in zip(one.latents.split(one.runs), oracle.split(planned), strict=False):
-            single += [(latent, target, rows[-1][2]) for latent, target in zip(made, fed, strict=False)]
+        for made, fed in zip(one.latents.split(one.runs), oracle.latents.split(oracle.runs), strict=False):
+            single += [(latent, target, oracle.image) for latent, target in zip(made, fed, strict=False)]
     return _Judged(rows, owners), single
 
 

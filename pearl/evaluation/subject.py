@@ -19,7 +19,7 @@ from pearl.errors import PearlError
 from pearl.tools.models import default_device
 from pearl.torch_setup import is_out_of_memory, prepare_torchvision
 from pearl.trainer.config import Precision
-from pearl.trainer.model_folder import MODEL_SETTINGS, Training, read_training
+from pearl.trainer.model_folder import MODEL_SETTINGS, OBJECTIVE_WEIGHTS, Training, read_training
 from pearl.trainer.models import BUILT_IN, ModelError, explained, place_of, quiet_transformers, refuse_pickle
 from pearl.trainer.views import special_ids
 
@@ -174,9 +174,10 @@ class Subject:
         if folder is None:
             raise SubjectError(f"{self.name} is neither a folder nor of a known revision")
         digest = hashlib.sha256()
-        for path in sorted(path for path in folder.iterdir() if path.suffix in _DECISIVE):
+        files = [*folder.iterdir(), folder / OBJECTIVE_WEIGHTS]
+        for path in sorted(path for path in files if path.suffix in _DECISIVE and path.exists()):
             with path.open("rb") as file:
-                digest.update(f"{path.name} {path.stat().st_size} ".encode())
+                digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size} ".encode())
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 

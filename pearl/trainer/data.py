@@ -46,8 +46,8 @@ class Table:
 
     Args:
         data: A file, a folder, a glob or a Hub dataset id; `:split` behind it where there are several.
-        cache: Where the copy lies; it is used again while the files are the same. Of several processes one writes it,
-            the others wait.
+        cache: Where the copy lies, from the first use of a row on; it is used again while the files are the same. Of
+            several processes one writes it, the others wait.
 
     Attributes:
         missing: Shards that the files' names promise and that are not there, as of a generation that is not finished.
@@ -58,7 +58,7 @@ class Table:
 
     def __init__(self, data: str | Path, cache: Path) -> None:
         files, rows = resolve_split(data), 0
-        self.missing = missing_shards(files)
+        self._files, self.missing = files, missing_shards(files)
         for file in files:
             with open_parquet(file) as reader:  # one at a time: a process may not open thousands
                 rows += reader.metadata.num_rows
@@ -68,22 +68,25 @@ class Table:
         self.fingerprint = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
         self.path = cache / f"{self.fingerprint}.arrow"
         self._digest = self.path.with_suffix(".sha256")
-        if not self._is_written():
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_suffix(".lock")):
-                if not self._is_written():
-                    self._write(files)
         self._table: pa.Table | None = None
 
     def _is_written(self) -> bool:
         return self.path.exists() and self._digest.exists()
 
-    def _write(self, files: Sequence[Path]) -> None:
+    def _copy(self) -> None:
+        if self._is_written():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            if not self._is_written():
+                self._write()
+
+    def _write(self) -> None:
         partial = self.path.with_suffix(f".{uuid4().hex}.partial")  # not every shared file system keeps locks
         digest = hashlib.sha256()
         try:
             with pa.ipc.new_file(partial, schema()) as writer:
-                for file in files:
+                for file in self._files:
                     with open_parquet(file) as reader:
                         for number in range(reader.num_row_groups):
                             group = read_table(file, reader, number).replace_schema_metadata(schema().metadata)
@@ -100,6 +103,7 @@ class Table:
     def table(self) -> pa.Table:
         """Opened where it is first used: a data worker maps the file itself."""
         if self._table is None:
+            self._copy()
             self._table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
         return self._table
 
@@ -114,6 +118,7 @@ class Table:
 
     def digest(self) -> str:
         """Of all that the rows hold, in their order and row groups."""
+        self._copy()
         return self._digest.read_text()
 
     def lengths(self, objective: Objective, encoder: ViewEncoder) -> list[int]:

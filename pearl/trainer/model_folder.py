@@ -21,8 +21,9 @@ from pearl.trainer.preparation import Prepared
 from pearl.trainer.run_directory import write_json
 
 MODEL_SETTINGS = "training_config.json"
-OBJECTIVE_WEIGHTS = "objective.safetensors"
-"""What the objective learned beside the model: nothing that the model needs, but evidence about latents does."""
+OBJECTIVE_WEIGHTS = "objective/weights.safetensors"
+"""What the objective learned beside the model: nothing that the model needs, but evidence about latents does. In a folder
+of its own, since servers such as vLLM take every safetensors file beside the settings for the model's weights."""
 READ_AGAIN = "objective_options"
 """The one setting whose paths are kept whole: `pearl-eval` needs the target encoder. In others only the last part is."""
 
@@ -45,6 +46,7 @@ def save_model(prepared: Prepared, folder: Path, figures: dict[str, float]) -> N
         model.to(prepared.loaded.stored_dtype).save_pretrained(partial)
     prepared.loaded.processor.save_pretrained(partial)
     if learned := trained_state(prepared.learner.losses):
+        (partial / OBJECTIVE_WEIGHTS).parent.mkdir()
         save_file(learned, partial / OBJECTIVE_WEIGHTS)
     (partial / "README.md").write_text(card(prepared, figures), encoding="utf-8")
     settings = prepared.config.to_json()

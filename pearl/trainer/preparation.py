@@ -95,20 +95,10 @@ def prepare(config: TrainConfig) -> Prepared:
     cache = Path(config.out) / "cache"
     table = Table(config.data, cache)
     _tell_what_is_missing(config.data, table)
-    rows, held = list(range(len(table))), list[int]()
     held_table = table
     if config.eval_data is not None:
         held_table = Table(config.eval_data, cache)
         _tell_what_is_missing(config.eval_data, held_table)
-        held = list(range(len(held_table)))
-    elif config.eval_fraction:
-        rows, held = table.held_out(config.eval_fraction, config.seed)
-        if not held:
-            tell(
-                f"note: no image is among the share of {config.eval_fraction:g} that is held out: nothing is evaluated"
-            )
-    if not rows:
-        raise ConfigError("nothing is left to train on: lower --eval-fraction, or give --eval-data")
     torch.manual_seed(config.seed)
     loaded = load(config, objective)
     encoder = ViewEncoder(loaded.processor, loaded.family, objective.latent_token, loaded.vlm.config)
@@ -124,6 +114,17 @@ def prepare(config: TrainConfig) -> Prepared:
             f"latents that the model makes itself stand on keys and values, and how {place_of(config.model)} masks "
             f"these is not known; they can be trained in {', '.join(FAMILIES)}"
         )
+    rows, held = list(range(len(table))), list[int]()
+    if config.eval_data is not None:
+        held = list(range(len(held_table)))
+    elif config.eval_fraction:
+        rows, held = table.held_out(config.eval_fraction, config.seed)
+        if not held:
+            tell(
+                f"note: no image is among the share of {config.eval_fraction:g} that is held out: nothing is evaluated"
+            )
+    if not rows:
+        raise ConfigError("nothing is left to train on: lower --eval-fraction, or give --eval-data")
     packer = Packer(
         loaded.family,
         loaded.vlm.config,

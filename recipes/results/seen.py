@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pearl.evaluation.embeddings import probe_accuracy
 from pearl.evaluation.insides import Insides
-from pearl.evaluation.statistics import bootstrap_interval
+from pearl.evaluation.statistics import Estimate, bootstrap_interval
 from pearl.evaluation.subject import Subject
 from pearl.records import Trajectory
 from pearl.trainer.objectives.lvr import regions
@@ -18,22 +18,20 @@ KINDS = ("colour", "shape")
 """What is asked for, a word of the question."""
 
 
-def tokens_read(models: Mapping[str, str], trajectories: Sequence[Trajectory]) -> str:
-    """How often the answer can be read from the visual token at the middle of the object, and from the mean of all."""
-    titles = [f"{kind}: {where}" for kind in KINDS for where in ("at the object", "whole image")]
-    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(titles)}"]
+def tokens_read(models: Mapping[str, str], trajectories: Sequence[Trajectory]) -> dict[str, dict[str, Estimate]]:
+    """By model, how often the answer can be read from the visual token at the middle of the object, and from the mean
+    of all."""
+    found = dict[str, dict[str, Estimate]]()
     for name, place in models.items():
         insides = Insides.of(Subject.load(place))
         tokens = [object_and_mean(insides, one) for one in trajectories]
-        cells = list[str]()
+        found[name] = {}
         for kind in KINDS:
             asked = [(one, pair) for one, pair in zip(trajectories, tokens, strict=True) if kind in one.question]
-            for side in range(2):
+            for side, where in enumerate(("at the object", "whole image")):
                 right = probe_accuracy(torch.stack([pair[side] for _, pair in asked]), [one for one, _ in asked])
-                found = bootstrap_interval(right)
-                cells.append(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                found[name][f"{kind}: {where}"] = bootstrap_interval(right)
+    return found
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Each finished run is a file in `recipes/results/measured/`. Models and their log
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -77,7 +78,7 @@ def run(job: Job, work: Path, threads: int = 1) -> str:
     measured = {
         "variant": one.name, "rate": job.rate, "seed": job.seed, "phase": job.phase,
         "benchmarks": dict(chain.from_iterable(evaluate(config).items() for config in asked)),
-        "trainings": [_settings(out) for out in trainings],
+        "trainings": [_settings(out) for out in trainings], "digests": _digests(one.data),
         "evaluations": [{name: getattr(config, name) for name in DECISIVE} for config in asked], **surroundings(),
     }  # fmt: skip
     MEASURED.mkdir(exist_ok=True)
@@ -86,6 +87,19 @@ def run(job: Job, work: Path, threads: int = 1) -> str:
         with whole_file(MEASURED / f"{job.name}.{kind}") as partial:
             partial.write_text(text)
     return job.name
+
+
+def _digests(data: str) -> dict[str, str]:
+    """SHA-256 of the base's weights and of the trajectories."""
+    from pearl.trainer.models import BUILT_IN, place_of
+
+    files = {"base": Path(place_of(BUILT_IN)) / "model.safetensors"}
+    files |= {name: DATA / f"{name}.parquet" for name in (data, "val", "test")}
+    found = dict[str, str]()
+    for name, path in files.items():
+        with path.open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _settings(out: Path) -> dict[str, Any]:

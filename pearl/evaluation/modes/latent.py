@@ -52,13 +52,24 @@ class Decoded:
 
 @dataclass
 class _Answer:
-    """One row's state: what it said, its latents, how many in each run, and whether it is inside of one."""
+    """One row's state: what it said, its latents, how many in each run, and whether it is inside of one.
 
+    Attributes:
+        quota: Latents in a run; `quotas`: in its first runs, where they differ.
+    """
+
+    quota: int
+    quotas: Sequence[int]
     ids: list[int] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     runs: list[int] = field(default_factory=list)
     inside: bool = False
     done: bool = False
+
+    @property
+    def run_is_full(self) -> bool:
+        run = len(self.runs) - 1
+        return self.runs[run] >= (self.quotas[run] if run < len(self.quotas) else self.quota)
 
 
 class LatentDecoder:
@@ -104,18 +115,29 @@ class LatentDecoder:
         return Example(question.id, tuple(images), {"prompt": view})
 
     @torch.no_grad()
-    def decode(self, examples: Sequence[Example], max_new_tokens: int, change: Change | None = None) -> list[Decoded]:
+    def decode(
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        change: Change | None = None,
+        quotas: Sequence[Sequence[int]] | None = None,
+    ) -> list[Decoded]:
         """The answers to a batch of prompts; keys and values are kept, so each new token costs one token's forward.
+
+        Args:
+            quotas: For each prompt those of its first runs, where they are not all alike.
 
         Raises:
             SubjectError: out of memory.
         """
+        answers = [_Answer(self.quota, of) for of in quotas or [()] * len(examples)]
         with enough_memory(f"{len(examples)} questions at once: lower --batch-size"):
-            return self._decode(examples, max_new_tokens, change)
+            return self._decode(examples, answers, max_new_tokens, change)
 
-    def _decode(self, examples: Sequence[Example], max_new_tokens: int, change: Change | None) -> list[Decoded]:
+    def _decode(
+        self, examples: Sequence[Example], answers: Sequence[_Answer], max_new_tokens: int, change: Change | None
+    ) -> list[Decoded]:
         walk = _Walk(self, self.insides.batch(list(examples)))
-        answers = [_Answer() for _ in examples]
         for _ in range(max_new_tokens):
             fed = self._next(answers, walk.state, change)
             if all(answer.done for answer in answers):
@@ -141,7 +163,7 @@ class LatentDecoder:
         for row, (answer, word) in enumerate(zip(answers, words, strict=True)):
             if answer.done:
                 continue
-            if answer.inside and answer.runs[-1] < self.quota and not (self.closing and word == self.closed):
+            if answer.inside and not answer.run_is_full and not (self.closing and word == self.closed):
                 answer.latents.append(made[row])
                 answer.runs[-1] += 1
                 answer.ids.append(self.latent)
