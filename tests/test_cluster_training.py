@@ -63,6 +63,15 @@ def test_two_workers_make_the_curve_of_one_process(folder: Path) -> None:
     assert (folder / "two" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.timeout(600)
+def test_a_cluster_that_is_there_is_joined(folder: Path, two_nodes: str) -> None:
+    """Each of its two nodes has room for one worker."""
+    steps = ["--max-steps", "2", "--learning-rate", "1e-2"]
+    finished(start(folder, "here", "--batch-size", "2", *steps))
+    finished(start(folder, "joined", *ON_TWO, *steps, "--address", two_nodes))
+    assert curve(folder, "joined") == pytest.approx(curve(folder, "here"), rel=1e-4)
+
+
 def test_settings_are_those_of_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "words.json").write_text("{}")

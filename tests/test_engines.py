@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,21 +62,6 @@ def test_ray_gives_the_bytes_of_the_loop(tmp_path: Path, reference: dict[str, st
     manifest = generate(config_of(), tmp_path / "out", EngineConfig(num_workers=workers), OutputPolicy())
     assert hashes(tmp_path / "out") == reference
     assert manifest["planned"] == COUNT + 21
-
-
-@pytest.fixture
-def two_nodes() -> Iterator[str]:
-    """A Ray cluster of two nodes on this machine; the head says that it has a GPU, which places the workers."""
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        yield str(cluster.address)
-    finally:
-        cluster.shutdown()
 
 
 def test_two_nodes_give_the_bytes_of_the_loop(tmp_path: Path, reference: dict[str, str], two_nodes: str) -> None:

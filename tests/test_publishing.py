@@ -36,6 +36,7 @@ from pearl.paths import local_paths, without_folders
 from pearl.pipelines.publishing import PublishError, Pushed, make_plan, prepare, push
 from pearl.pipelines.run_directory import write_json
 from pearl.records import EncodedImage, Observation, Step, ToolCall, Trajectory
+from pearl.trainer.data import Table
 from tests import hub_server
 from tests.hub_server import READ_TOKEN, TOKEN, HubServer, Repository
 
@@ -112,6 +113,13 @@ def rows_of(hub: HubServer, folder: Path, split: str = "train") -> list[Trajecto
 
 
 # what a push leaves
+
+
+def test_what_was_pushed_is_trained_on_by_its_name(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    publish(run)
+    for name in (REPO, f"{REPO}:train"):
+        found = Table(name, tmp_path / "cache")
+        assert [found[row] for row in range(len(found))] == list(read_trajectories(run))
 
 
 def test_shards_are_taken_as_they_are_into_a_private_dataset(hub: HubServer, run: Path) -> None:

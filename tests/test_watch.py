@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pearl.trainer.conversation import Conversation
 from pearl.trainer.packing import Example
 from pearl.trainer.preparation import Prepared, prepare
 from pearl.trainer.watch import CollapseWatch, effective_rank, retrieval, spread
-from tests.runs import OPTIONS, config, data_file, rows
+from tests.runs import OPTIONS, config, data_file, logged, rows, run
 
 
 def random(count: int, width: int = 32) -> Tensor:
@@ -81,6 +82,17 @@ def test_a_collapse_is_told(predicted: Tensor, target: Tensor, said: str | None)
     watch = watched(predicted, target)
     warning = watch.warning(watch.figures())
     assert warning is None if said is None else (warning or "").startswith(said)
+
+
+def test_a_run_logs_the_watch_and_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trajectories that are all the same have targets that are."""
+    same = data_file(tmp_path, [replace(rows(1)[0], id=f"row-{number}") for number in range(16)])
+    run(same, tmp_path / "out", max_steps=4, batch_size=8)
+    assert capsys.readouterr().err.count("warning: the predicted and target embeddings are nearly all the same") == 1
+    assert logged(tmp_path / "out", "target_spread")[0] < 1e-3  # later they differ from what they were
+    for side in ("predicted", "target"):
+        assert len(logged(tmp_path / "out", f"{side}_rank")) == len(logged(tmp_path / "out", f"{side}_spread")) == 4
+    assert logged(tmp_path / "out", "retrieval_chance")[0] == 1 / 8
 
 
 def test_without_figures_there_is_no_warning() -> None:
