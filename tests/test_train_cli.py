@@ -738,8 +738,12 @@ def test_a_dry_run_shows_sizes_and_an_example_and_trains_nothing(data: Path, tmp
     assert re.search(r"vision +0 of", result.stdout)
     assert "as LoRA adapters" in result.stdout
     assert "12 trajectories, 0 held out; 2 updates" in result.stdout
-    assert re.search(r"one example has \d+ tokens in its row \(full \d+, source \d+, target \d+\)", result.stdout)
-    assert "Where is cup 0?" in result.stdout
+    assert re.search(r"the first has \d+ tokens in its row \(full \d+, source \d+, target \d+\)", result.stdout)
+    assert re.search(
+        r"a forward of the first trajectories: \d+ rows of \d+ tokens, \d+% of them padding", result.stdout
+    )
+    assert all(f"\n\n{view}:\n" in result.stdout for view in ("full", "source", "target"))
+    assert result.stdout.count("Where is cup 0?") == 2  # the target view is of the steps alone
     assert "【It is there." in result.stdout
     assert "visual tokens⟩" in result.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cache"}

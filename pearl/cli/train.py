@@ -92,7 +92,7 @@ def train(
     max_tokens: Annotated[int | None, opt(IMAGES, "Longer trajectories are left out, counted and named.")] = None,
     out: Annotated[str | None, opt(RUN, "The run's folder: checkpoints, log, model/ (runs/OBJECTIVE).")] = None,
     resume: Annotated[bool, opt(RUN, "Go on from the last checkpoint in --out.", "--resume")] = False,
-    dry_run: Annotated[bool, opt(RUN, "Show sizes, what is trained, one example; train nothing.", "--dry-run")] = False,
+    dry_run: Annotated[bool, opt(RUN, "Show sizes, what is trained, a batch; train nothing.", "--dry-run")] = False,
     eval_data: Annotated[str | None, opt(RUN, "Trajectories to evaluate on.")] = None,
     eval_fraction: Annotated[float | None, opt(RUN, "Else this share of the images is held out (0.05).")] = None,
     eval_steps: Annotated[int | None, opt(RUN, "Evaluate every so many updates; 0: in the end (0).")] = None,
@@ -185,9 +185,12 @@ def _show_dry_run(config: TrainConfig, processes: int) -> None:
         f"weights, gradients and optimizer: {found.gigabytes:.2f} GB a process; a forward of the longest trajectories keeps "
         f"about {found.activations:.2f} GB"
     )
+    rows, length, padding = found.batch
+    console.print(f"a forward of the first trajectories: {rows} rows of {length} tokens, {padding:.0%} of them padding")
     views = ", ".join(f"{name} {tokens}" for name, tokens in found.tokens.items())
-    console.print(f"one example has {found.row} tokens in its row ({views}); what is learned is in 【brackets】:\n")
-    console.print(found.text)
+    console.print(f"the first has {found.row} tokens in its row ({views}); what is learned is in 【brackets】")
+    for name, text in found.texts.items():
+        console.print(f"\n{name}:\n{text}")
 
 
 def _train(config: TrainConfig, num_workers: int | None, use_gpu: bool, address: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: sizes, what is trained, memory, one example as text."""
+"""What a run would do, without doing it: sizes, what is trained, memory, a batch, and an example as text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from pearl.trainer.config import TrainConfig
 from pearl.trainer.families import Unknown
 from pearl.trainer.models import trainable_text
-from pearl.trainer.packing import Example
 from pearl.trainer.preparation import Prepared, prepare
+from pearl.trainer.views import View
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class DryRun:
         trained: What of the model is, in a few lines.
         gigabytes: Of weights, gradients and optimizer, per process without sharding.
         activations: Gigabytes that a forward of the longest examples keeps, about.
-        text: One example as the model reads it, what is learned in 【brackets】.
+        batch: Rows and tokens in a row of a forward of the first trajectories, and the share of it that is padding.
+        texts: Each view of one example as the model reads it, what is learned in 【brackets】.
         tokens: Of each view of that example.
         row: Tokens of its row: what a forward takes.
     """
@@ -35,7 +36,8 @@ class DryRun:
     trained: str
     gigabytes: float
     activations: float
-    text: str
+    batch: tuple[int, int, float]
+    texts: dict[str, str]
     tokens: dict[str, int]
     row: int
 
@@ -47,8 +49,8 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
         PearlError: as `train`, before any work.
     """
     prepared = prepare(config)
-    example = prepared.training[0].example
-    batch = prepared.packer([example])
+    first = [prepared.training[number].example for number in range(min(config.batch_size, len(prepared.training)))]
+    example, batch = first[0], prepared.packer(first).main
     parameters = list(prepared.learner.parameters())
     kept = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -61,9 +63,10 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
         trained=trainable_text(prepared.learner),
         gigabytes=(kept + 12 * trained) / 1e9,
         activations=_activations(prepared) / 1e9,
-        text=_shown(prepared, example),
+        batch=(*batch.ids.shape, float((batch.tokens.branch < 0).float().mean())),
+        texts={name: _shown(prepared, view) for name, view in example.views.items()},
         tokens={name: len(view) for name, view in example.views.items()},
-        row=batch.main.ids.shape[1],
+        row=prepared.packer([example]).main.ids.shape[1],
     )
 
 
@@ -97,9 +100,8 @@ def _patches(pixels: torch.Tensor, size: int | Sequence[int]) -> int:
     return pixels[..., 0, :, :].numel() // side**2
 
 
-def _shown(prepared: Prepared, example: Example) -> str:
-    """The first view's text, runs of visual tokens shortened, what is learned in brackets."""
-    view = next(iter(example.views.values()))
+def _shown(prepared: Prepared, view: View) -> str:
+    """Its text, runs of visual tokens shortened, what is learned in brackets."""
     tokenizer = prepared.loaded.processor.tokenizer
     pieces: list[str] = []
     start = 0
