@@ -1,4 +1,4 @@
-"""The trajectories of the table: `python -m recipes.results.data`, about five minutes on 2 cores.
+"""The trajectories of the table: `python -m recipes.results.data`, about ten minutes on 2 cores.
 
 Crops of rendered scenes about a skill that the base was never taught, the colour or shape of what lies outermost
 ("What colour is the leftmost object?"): it knows colours, shapes and places, and has to learn where to look. The table
@@ -16,7 +16,9 @@ from pathlib import Path
 DATA = Path("runs/results/data")
 TOOLS, SKILL = ("crop",), "outermost"
 SIZE, SEED = 252, 201
-PARTS = {"train": ("train", 1200), "val": ("val", 250), "test": ("test", 520), "fewer": ("train", 150)}
+PARTS = {
+    "train": ("train", 1200), "val": ("val", 250), "test": ("test", 520), "fewer": ("train", 150), "more": ("train", 4800),
+}  # fmt: skip
 """Of each file the scenes' split, and how many trajectories."""
 
 

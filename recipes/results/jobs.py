@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from recipes.results.encoder import FOLDER
 
 Phase = Literal["search", "table"]
-SEARCH_UPDATES, UPDATES, BATCH_SIZE = 100, 200, 8
+SEARCH_UPDATES, UPDATES, MORE_UPDATES, BATCH_SIZE = 100, 200, 800, 8
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 OBJECTIVE_SEEDS, VARIANT_SEEDS = 5, 3
 OPENING = "Answer:"
@@ -17,7 +17,7 @@ DIRECT = "pearl, direct branch"
 STEPS = f"{DIRECT}, step targets"
 CONTROL = "sft and sft-answer"
 """What is left of it without JEPA and NextLat."""
-FEWER = ", fewer data"
+FEWER, MORE = ", fewer data", ", more data"
 ENCODER = f"timm:local-dir:{FOLDER}"
 
 
@@ -31,7 +31,7 @@ class Variant:
         mode: How the model answers; `opening` as in `pearl-eval run`.
         trained_as: The variant whose models it asks, at a learning rate of its own search.
         stages: Options of further trainings, each from the model before; updates are divided among all.
-        data: The trajectories that it trains on (`data.PARTS`).
+        data: The trajectories that it trains on (`data.PARTS`), for so many `updates` in the table.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Variant:
     stages: tuple[Mapping[str, Any], ...] = ()
     seeds: int = VARIANT_SEEDS
     data: str = "train"
+    updates: int = UPDATES
 
 
 def _direct(name: str, like: str = DIRECT, seeds: int = VARIANT_SEEDS, data: str = "train", **options: Any) -> Variant:
@@ -56,13 +57,24 @@ def _fewer(name: str, like: str = DIRECT + FEWER, seeds: int = VARIANT_SEEDS, **
     return _direct(name + FEWER, like, seeds, "fewer", **options)
 
 
+def _more(one: Variant) -> Variant:
+    """The same, of `more` trajectories, as often each; one seed, all at the rate of `sft-answer`."""
+    return replace(one, name=one.name + MORE, like="sft-answer", seeds=1, data="more", updates=MORE_UPDATES)
+
+
 VARIANTS = (
     Variant("base", None, seeds=1),
     Variant("sft-answer", "sft-answer", seeds=OBJECTIVE_SEEDS),
     Variant("sft", "sft", opening=OPENING, seeds=OBJECTIVE_SEEDS),
     Variant("lvr", "lvr", mode="latent", seeds=OBJECTIVE_SEEDS),
     Variant("mirage", "mirage", options={"stage": 1}, stages=({"stage": 2},), mode="latent", seeds=OBJECTIVE_SEEDS),
+    Variant(
+        "mirage, vlm_weight = 1", "mirage", "lvr", {"stage": 1, "vlm_weight": 1.0}, stages=({"stage": 2},), mode="latent",
+        seeds=1,
+    ),
     Variant("pearl", "pearl", opening=OPENING, seeds=OBJECTIVE_SEEDS),
+    Variant("pearl, without JEPA", "pearl", "pearl", {"jepa": False}, opening=OPENING),
+    Variant("pearl, without NextLat", "pearl", "pearl", {"nextlat": False}, opening=OPENING),
     _direct(DIRECT, like="", seeds=OBJECTIVE_SEEDS),
     _direct(f"{DIRECT}, published token", nextlat_token="published"),
     _direct(f"{DIRECT}, without JEPA", jepa=False),
@@ -79,6 +91,8 @@ VARIANTS = (
     _fewer(CONTROL, seeds=OBJECTIVE_SEEDS, jepa=False, nextlat=False),
     _fewer(STEPS, targets="steps"),
     _fewer(f"{STEPS}, infonce", targets="steps", jepa_distance="infonce"),
+    _more(Variant("sft-answer", "sft-answer")),
+    _more(_direct(DIRECT)),
 )  # fmt: skip
 
 
@@ -93,7 +107,7 @@ class Job:
 
     @property
     def updates(self) -> int:
-        return SEARCH_UPDATES if self.phase == "search" else UPDATES
+        return SEARCH_UPDATES if self.phase == "search" else self.variant.updates
 
     @property
     def name(self) -> str:

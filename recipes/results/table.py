@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pearl.evaluation.statistics import Estimate
-from recipes.results.jobs import CONTROL, DIRECT, FEWER, RATES, STEPS, VARIANTS, Job, beside, searches, table
+from recipes.results.jobs import CONTROL, DIRECT, FEWER, MORE, RATES, STEPS, VARIANTS, Job, beside, searches, table
 from recipes.results.plot import draw
 from recipes.results.seeds import differences, half_width, paired
 from recipes.results.work import result, searched_rates
@@ -26,6 +26,7 @@ OF_FEWER = (f"sft-answer{FEWER}", CONTROL + FEWER)
 PARTS = ("published token", "without JEPA", "without NextLat", "K = 1", "K = 16", "external encoder")
 COMPARED = {
     "pearl": OTHERS,
+    **{f"pearl, without {part}": ("pearl", "sft") for part in ("JEPA", "NextLat")},
     DIRECT: OTHERS,
     STEPS: OTHERS,
     **{f"{DIRECT}, {part}": (DIRECT,) for part in PARTS},
@@ -34,6 +35,7 @@ COMPARED = {
     STEPS + FEWER: OF_FEWER,
     f"{STEPS}, infonce{FEWER}": OF_FEWER,
     CONTROL + FEWER: OF_FEWER[:1],
+    DIRECT + MORE: (f"sft-answer{MORE}",),
 }
 
 
