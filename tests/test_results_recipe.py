@@ -14,7 +14,7 @@ from pearl.evaluation.subject import Subject
 from pearl.images import encode
 from pearl.records import Box, EncodedImage, Observation, Step, ToolCall, Trajectory
 from pearl.trainer.models import place_of
-from recipes.results import work
+from recipes.results import evidence, work
 from recipes.results.jobs import CONTROL, DIRECT, RATES, VARIANTS, searches, table
 from recipes.results.seeds import differences, paired
 from recipes.results.seen import object_and_mean
@@ -64,6 +64,12 @@ def test_the_page_says_what_was_measured() -> None:
     page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
     assert searched() in page
     assert markdown(rows()) in page
+
+
+def test_the_page_shows_the_evidence_that_was_measured() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    for text in evidence.parts(evidence.read()).values():
+        assert text in page
 
 
 def test_runs_at_other_rates_stand_beside_the_table(found: Path) -> None:
