@@ -256,46 +256,56 @@ def concatenate(files: Sequence[Path], path: Path, made_by: Mapping[str, Any] | 
 
 
 def resolve(data: str | Path) -> list[Path]:
-    """The Parquet files of a file, a folder, a glob or a Hub dataset id (`org/name`, downloaded), in order. Folders
-    named `*.parquet`, as Spark writes them, are skipped.
+    """The Parquet files of a file, a folder, a glob or a Hub dataset id (`org/name`, downloaded), in order; of
+    `PLACE:train` those whose names (`train-00000-of-00003.parquet`) are of that split.
 
     Raises:
         DataError: when there are none.
     """
-    path = Path(data)
+    place, wanted = place_and_split(data)
+    files = _files_of(place)
+    splits = _splits_of(files)
+    if wanted and wanted not in splits.values():
+        raise DataError(f"{place} has no split {wanted!r}; it has {_names(splits, 'no named one')}")
+    return [file for file in files if not wanted or splits[file] == wanted]
+
+
+def resolve_split(data: str | Path) -> list[Path]:
+    """As `resolve`, of one split.
+
+    Raises:
+        DataError: there are several and none is named, or not the one that is.
+    """
+    files = resolve(data)
+    splits = _splits_of(files)
+    if len(set(splits.values())) > 1:
+        raise DataError(f"{data} holds {_names(splits, 'other files')}: name one, {data}:{max(splits.values())}")
+    return files
+
+
+def _splits_of(files: Sequence[Path]) -> dict[Path, str]:
+    return {file: found[1] if (found := SHARD_NAME.fullmatch(file.name)) else "" for file in files}
+
+
+def _names(splits: Mapping[Path, str], nameless: str) -> str:
+    return ", ".join(name or nameless for name in sorted(set(splits.values())))
+
+
+def _files_of(place: str) -> list[Path]:
+    """In order. Folders named `*.parquet`, as Spark writes them, are skipped."""
+    path = Path(place)
     if path.is_file():
         return [path]
     if path.is_dir():
         files = sorted(p for p in path.rglob("*.parquet") if not _hidden(p.relative_to(path)) and not _of_run(p, path))
     else:
-        files = sorted(Path(match) for match in glob(str(data), recursive=True))
+        files = sorted(Path(match) for match in glob(place, recursive=True))
     files = [file for file in files if not file.is_dir()]
     if files:
         return files
-    if not path.exists() and str(data).count("/") == 1 and not str(data).endswith(".parquet"):
-        return _download(str(data))
-    raise DataError(f"no Parquet file at {data}: expected a file, a folder, a glob or a Hub dataset id (org/name)")
-
-
-def resolve_split(data: str | Path) -> list[Path]:
-    """As `resolve`, of one split: `PLACE:train` where the files' names (`train-00000-of-00003.parquet`) say several.
-
-    Raises:
-        DataError: there are several and none is named, or not the one that is.
-    """
-    place, wanted = place_and_split(data)
-    files = resolve(place)
-    splits = {file: found[1] if (found := SHARD_NAME.fullmatch(file.name)) else "" for file in files}
-    names = sorted(set(splits.values()))
-    if not wanted and len(names) > 1:
-        raise DataError(
-            f"{data} holds {', '.join(name or 'other files' for name in names)}: name one, {data}:{names[-1]}"
-        )
-    if wanted and wanted not in names:
-        raise DataError(
-            f"{place} has no split {wanted!r}; it has {', '.join(name or 'no named one' for name in names)}"
-        )
-    return [file for file in files if not wanted or splits[file] == wanted]
+    if not path.exists() and place.count("/") == 1 and not place.endswith(".parquet"):
+        return _download(place)
+    raise DataError(f"no Parquet file at {place}: expected a file, a folder, a glob or a Hub dataset id (org/name)")
 
 
 def missing_shards(files: Iterable[Path]) -> list[str]:
@@ -422,13 +432,16 @@ def _damage_told(path: Path, group: int) -> Iterator[None]:
         raise DataError(f"{path} is damaged in row group {group}: {' '.join(str(error).split())}") from error
 
 
-def read_trajectories(data: str | Path) -> Iterator[Trajectory]:
+def read_trajectories(data: str | Path, one_split: bool = False) -> Iterator[Trajectory]:
     """All trajectories of a file, folder, glob or Hub id, in order; one row group is in memory at a time.
+
+    Args:
+        one_split: Several splits are refused: what was trained on is not to be evaluated on.
 
     Raises:
         DataError: there is no file, or one or a row of it cannot be read.
     """
-    for path in resolve(data):
+    for path in resolve_split(data) if one_split else resolve(data):
         file = open_parquet(path)
         for group in range(file.num_row_groups):
             yield from map(from_row, read_group(path, file, group))

@@ -185,11 +185,18 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
         (["run", model(), "--bench", bench, "--mode", "latent", "--opening", "A"], "opening is about modes direct"),
         (["latents", model(), "--data", data], "no training_config.json"),
         (["gain", tmp_path / "gone.parquet", "--model", model()], "gone.parquet"),
+        (["gain", tmp_path / "splits", "--model", model()], "holds test, train: name one"),
+        (["run", model(), "--bench", f"trajectories={tmp_path}/splits"], "holds test, train: name one"),
+        (["run", tmp_path / "run", "--bench", bench], f"is the folder of a run; its model is {tmp_path}/run/model"),
     ]
+    (tmp_path / "splits").mkdir()
+    for split in ("test", "train"):
+        shutil.copy(data, tmp_path / "splits" / f"{split}-00000-of-00001.parquet")
+    shutil.copytree(model(), tmp_path / "run" / "model")
     for arguments, said in wrong:
         ended = pearl_eval(*arguments, "--out", out)
         assert ended.exit_code == 1, arguments
-        assert said in ended.output, arguments
+        assert said in ended.output.replace("\n", ""), arguments
         assert "Traceback" not in ended.output
 
 
@@ -204,6 +211,8 @@ def test_a_model_without_latents_is_left_out(data: Path, tmp_path: Path) -> None
     found = json.loads((tmp_path / "evidence" / "latents.json").read_text())
     assert [one["model"] for one in found] == [str(pearl)]
     ended = pearl_eval("latents", silent, *asked)
+    assert f"{tmp_path}/evidence holds evidence already" in ended.output.replace("\n", "")
+    ended = pearl_eval("latents", silent, *asked, "--out", tmp_path / "none")
     assert ended.exit_code == 1
     assert "none of the models" in ended.output
 
@@ -219,8 +228,15 @@ def test_latents_and_gain(data: Path, tmp_path: Path) -> None:
     without = [row.id for row in rows() if not row.steps]
     assert f"{len(rows()) - len(without)} trajectories in {gains}, {len(without)} not measured" in ended.output
 
+    again = pearl_eval("gain", data, "--model", model(), "--out", gains, "--resume")
+    assert f"{gains} is there already, and finished" in again.output.replace("\n", "")
+
     from pearl.cli.gen import app as gen
 
+    ended = CliRunner().invoke(
+        gen, ["filter", str(data), "--gains", str(gains), "--out", str(tmp_path / "all.parquet")]
+    )
+    assert "--gains needs --min-gain or --min-image-gain" in str(ended.exception)
     ended = CliRunner().invoke(
         gen, ["filter", str(data), "--gains", str(gains), "--min-gain", "-100", "--out", str(tmp_path / "kept.parquet")]
     )

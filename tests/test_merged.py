@@ -146,3 +146,4 @@ def test_the_models_folder_is_complete(runs: dict[tuple[str, str], Path]) -> Non
     assert settings["objective_options"]["num_predictor_tokens"] == 4
     assert json.dumps(settings, indent=2) in card
     assert "library_name: transformers" in card
+    assert card.count("\n- pearl\n") == 1

@@ -511,7 +511,7 @@ def test_an_out_with_another_run(data: Path, tmp_path: Path) -> None:
     assert "holds a run already: give another --out, or --resume" in again.stderr
     other = invoke(data, out, "--resume", "--learning-rate", "0.5", "--objective", "sft")
     assert other.exit_code == 1
-    assert "had other settings: learning_rate: 0.0001 → 0.5; objective: pearl → sft" in other.stderr
+    assert "had other settings: learning_rate: 0.0001 → 0.5; objective: pearl → sft; give another --out" in other.stderr
     assert invoke(data, out, "--resume", "--data-workers", "1").exit_code == 0
 
 

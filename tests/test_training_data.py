@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pearl.parquet import DataError, read_table
+from pearl.parquet import DataError, count_rows, read_table, read_trajectories
 from pearl.records import EncodedImage, Step, Trajectory
 from pearl.trainer.config import TrainConfig
 from pearl.trainer.data import Drawn, Examples, GroupedOrder, Table
@@ -410,6 +410,10 @@ def test_of_several_splits_one_must_be_named(tmp_path: Path) -> None:
         data_file(tmp_path, rows()[: 2 + (split == "train")], f"{split}-00000-of-00001.parquet")
     assert len(Table(f"{tmp_path}:train", tmp_path / "cache")) == 3
     assert len(Table(f"{tmp_path}:test", tmp_path / "cache")) == 2
+    assert len(list(read_trajectories(f"{tmp_path}:test", one_split=True))) == count_rows(f"{tmp_path}:test") == 2
+    assert len(list(read_trajectories(tmp_path))) == 5
+    with pytest.raises(DataError, match="holds test, train"):
+        next(read_trajectories(tmp_path, one_split=True))
     with pytest.raises(DataError, match=f"holds test, train: name one, {tmp_path}:train"):
         Table(tmp_path, tmp_path / "cache")
     with pytest.raises(DataError, match="no split 'val'; it has test, train"):

@@ -141,9 +141,11 @@ def latents(
         from pearl.evaluation.latents import Evidence, NoLatents, latent_evidence
         from pearl.evaluation.latents_report import markdown, write_evidence
         from pearl.evaluation.subject import Subject
-        from pearl.parquet import read_trajectories
+        from pearl.parquet import DataError, read_trajectories
 
-        trajectories = list(islice(read_trajectories(data), limit))
+        if (out / "latents.json").exists():
+            raise DataError(f"{out} holds evidence already: choose another --out, or remove it")
+        trajectories = list(islice(read_trajectories(data, one_split=True), limit))
         found, without = list[Evidence](), list[str]()
         for name in models:
             subject = Subject.load(name, device, dtype, allow_pickle, trust_remote_code)
@@ -187,13 +189,16 @@ def gain(
 
         if holds_trajectories(out):
             raise DataError(f"{out} is a file of trajectories: choose another --out")
+        journal = out.with_name(f"{out.name}.jsonl")
+        if out.exists() and not journal.exists():
+            raise DataError(f"{out} is there already, and finished: choose another --out, or remove it")
         total = min(count_rows(data), limit or 2**31)
         subject = Subject.load(model, device, dtype, allow_pickle, trust_remote_code)
         words = load_template(template)
         meter = GainMeter(subject, words)
         gains, skipped = list[Gain](), list[tuple[str, str]]()
         asked = {"model": subject.fingerprint(), "dtype": str(subject.model.dtype), "template": asdict(words)}
-        journal, rows = out.with_name(f"{out.name}.jsonl"), islice(read_trajectories(data), total)
+        rows = islice(read_trajectories(data, one_split=True), total)
         measured = measure_gains_resumably(meter, rows, journal, asked, resume)
         for trajectory, found in tqdm(measured, total=total, unit="trajectory"):
             if isinstance(found, Gain):
@@ -202,7 +207,7 @@ def gain(
                 skipped.append((trajectory.id, found))
         write_gains(gains, out)
         journal.unlink()
-        table = Table("skill", "trajectories", "p before", "without image", "p after", "gain", "of images", "gain ≤ 0")
+        table = Table("skill", "count", "p before", "p words", "p after", "gain", "of images", "gain ≤ 0")
         for row in by_skill(gains):
             table.add_row(
                 row.skill, str(row.count), f"{row.before:.3f}", f"{row.words:.3f}", f"{row.after:.3f}",

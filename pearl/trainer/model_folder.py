@@ -91,12 +91,12 @@ def card(prepared: Prepared, figures: dict[str, float]) -> str:
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(figures.items()))
     measured = f"## Measured on what was held out\n\n| | |\n|---|---|\n{rows}\n\n" if figures else ""
     settings = json.dumps(without_folders(config.to_json()), indent=2)
+    tags = "\n".join(f"- {tag}" for tag in dict.fromkeys(("pearl", config.objective)))
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
 {hub}tags:
-- pearl
-- {config.objective}
+{tags}
 ---
 
 # {Path(config.out).name}

@@ -122,6 +122,8 @@ def explained(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged folder makes transformers raise anything
         first = " ".join(str(error).split()) or type(error).__name__
+        if (Path(name) / "model" / "config.json").exists():
+            raise ModelError(f"{name} is the folder of a run; its model is {name}/model") from error
         here = "" if Path(name).exists() else " (there is no such folder)"
         raise ModelError(f"the model {name} cannot be loaded{here}: {first[:400]}") from error
 

@@ -80,7 +80,10 @@ def record(resolved: TrainConfig, digests: Mapping[str, str], out: Path) -> None
 def _refuse_changes(config: TrainConfig, before: Mapping[str, Any], out: Path) -> None:
     alone = make_objective(config.objective, config.objective_options).least_batch == 1
     if changed := differences(config, before, regroup=alone):
-        raise ConfigError(f"the run in {out} had other settings: {'; '.join(changed)}")
+        raise ConfigError(
+            f"the run in {out} had other settings: {'; '.join(changed)}; give another --out, where "
+            f"--model {out}/model trains on from what came of it"
+        )
 
 
 def _read(out: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ TEMPLATE = "pearl"
 
 
 class Trajectories(Benchmark):
-    """`trajectories=DATA`, a file, folder, glob or Hub id: what was kept out of training, say. Category: the skill."""
+    """`trajectories=DATA`, a file, folder, glob or Hub id, of splits one (`DATA:test`): what was kept out of training, say. Category: the skill."""
 
     name = "trajectories"
     version = 1
@@ -28,7 +28,7 @@ class Trajectories(Benchmark):
 
     def _questions(self, place: str) -> Iterator[Question]:
         template = load_template(TEMPLATE)
-        for row, trajectory in enumerate(read_trajectories(place)):
+        for row, trajectory in enumerate(read_trajectories(place, one_split=True)):
             if trajectory.answer not in trajectory.choices:
                 raise BenchmarkError(
                     f"{place} row {row} ({trajectory.id}): the answer {trajectory.answer!r} is not one of its options"

@@ -46,6 +46,8 @@ class Filter:
     def __post_init__(self) -> None:
         if self.gains is None and (self.min_gain is not None or self.min_image_gain is not None):
             raise CurationError("--min-gain and --min-image-gain need --gains, a file of pearl-eval gain")
+        if self.gains is not None and self.min_gain is None and self.min_image_gain is None:
+            raise CurationError("--gains needs --min-gain or --min-image-gain")
         if all(value in (None, ()) for value in asdict(self).values()):
             raise CurationError("nothing to filter by: give --skill, --tool, a number of steps, a gain or a size")
 
