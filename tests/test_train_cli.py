@@ -536,8 +536,9 @@ def test_the_model_goes_to_a_private_repository_with_its_card(data: Path, tmp_pa
     repository = hub.repositories["model", "me/mine"]
     folder = tmp_path / "out" / "model"
     pushed = {path: blob.data for path, blob in repository.files.items() if path != ".gitattributes"}
-    assert pushed == {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {"README.md", "model.safetensors"} <= pushed.keys()
+    here = (path for path in folder.rglob("*") if path.is_file())
+    assert pushed == {path.relative_to(folder).as_posix(): path.read_bytes() for path in here}
+    assert {"README.md", "model.safetensors", "objective/weights.safetensors"} <= pushed.keys()
     assert ModelCard(pushed["README.md"].decode()).data["pipeline_tag"] == "image-text-to-text"
     assert repository.private
     assert TOKEN not in result.output
