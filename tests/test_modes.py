@@ -531,8 +531,9 @@ def test_a_model_of_our_training_gets_the_words_of_its_training(subject: Subject
     assert heard[5][1].startswith("Error: ")
     Direct().answer(scripted, numbered(1))
     assert texts(scripted.heard[-1][0]) == [("system", "Look well."), ("user", "[image]#0# Where?")]
-    with pytest.raises(PearlError, match="holds no calls, so it has learned none: take the json prompt"):
-        announced(subject, "auto", trained_with("published-lvr"))
+    for without in (trained_with("published-lvr"), replace(trained_with("pearl"), objective="sft-answer")):
+        with pytest.raises(PearlError, match="held no calls, so it has learned none: take the json prompt"):
+            announced(subject, "auto", without)
     assert "crop" in announced(subject, "json", trained_with("published-lvr"))[0]
 
 

@@ -27,6 +27,7 @@ from pearl.images import Picture
 from pearl.records import ToolCall
 from pearl.tools import Toolbox, refused, spec
 from pearl.tools.calls import FORM, Fault, Reading, read_turn
+from pearl.trainer.objectives.registry import make_objective
 
 Prompt = Literal["auto", "spec", "json", "none"]
 TOOLS = ("crop", "zoom", "depth")
@@ -140,8 +141,8 @@ class ToolUse(DecodingMode):
         """What a subject is told of the tools.
 
         Raises:
-            PearlError: the prompt is "spec", but the chat template announces no tools; or the model learned from words
-                that hold no calls.
+            PearlError: the prompt is "spec", but the chat template announces no tools; or the model was trained without
+                calls: by its template's words, or its objective.
         """
         prompt = self.prompt
         if prompt in ("auto", "spec"):
@@ -156,8 +157,11 @@ class ToolUse(DecodingMode):
         if subject.training is None:
             return Announcement()
         template = subject.training.template
-        if "call" not in Words(template.step).get_identifiers():
-            raise PearlError("its training template holds no calls, so it has learned none: take the json prompt")
+        objective = make_objective(subject.training.objective, subject.training.options)
+        if not objective.step_images or "call" not in Words(template.step).get_identifiers():
+            raise PearlError(
+                f"the training of {subject.name} held no calls, so it has learned none: take the json prompt"
+            )
         return Announcement(template.system, observation=template.observation)
 
     def _listed(self) -> str:
