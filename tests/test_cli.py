@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pearl.cli.eval import app as eval_app
 from pearl.cli.gen import app
 from pearl.parquet import write_trajectories
-from tests.plain import trajectories
+from tests.plain import picture, trajectories
 
 runner = CliRunner()
 
@@ -94,6 +94,23 @@ def test_gains_are_not_written_over_trajectories(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert f"error: {data} is a file of trajectories: choose another --out" in refused.output
     assert data.read_bytes() == before
+
+
+def test_answers_that_are_a_tools_own_reading_are_told(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(picture(0).data)
+    flags = [
+        "--source",
+        f"folder:{tmp_path}/images",
+        "--tools",
+        "depth",
+        "--engine",
+        "local",
+        "--out",
+        f"{tmp_path}/d.parquet",
+    ]
+    said = runner.invoke(app, ["trajectories", *flags], catch_exceptions=False).output.replace("\n", " ")
+    assert "are the tools' readings, which nothing has checked; depth-nano has seen nothing but rendered scenes" in said
 
 
 def test_dry_run_shows_a_trajectory_and_writes_nothing(tmp_path: Path) -> None:

@@ -251,6 +251,12 @@ def trajectories(
         return
     manifest = generate(config, out, run_on, policy, Progress(errors))
     print_summary(console, manifest, out)
+    if not annotators and any(spec.startswith("folder:") for spec in source):
+        nano = "; depth-nano has seen nothing but rendered scenes: give --depth-model"
+        console.print(
+            "note: without --annotate the answers about a folder's images are the tools' readings, which nothing has checked"
+            + nano * ("depth" in named and depth_model == "depth-nano")
+        )
 
 
 def _refuse_idle(planners: dict[str, Any]) -> None:
