@@ -164,7 +164,8 @@ def test_an_evaluation_that_fails_leaves_a_table_of_what_was_answered(data: Path
     assert (tmp_path / "report.html").exists()
 
 
-def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     bench, out = f"trajectories={data}", tmp_path / "out"
     shutil.copy(data, tmp_path / "copy.parquet")
     wrong: list[tuple[list[str | Path], str]] = [
@@ -185,6 +186,7 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path) -> None:
         (["run", model(), "--bench", bench, "--mode", "latent", "--opening", "A"], "opening is about modes direct"),
         (["latents", model(), "--data", data], "no training_config.json"),
         (["gain", tmp_path / "gone.parquet", "--model", model()], "gone.parquet"),
+        (["gain", data, "--model", model(), "--device", "cuda:7"], "device cuda:7: torch sees no GPU on this machine"),
         (["gain", tmp_path / "splits", "--model", model()], "holds test, train: name one"),
         (["run", model(), "--bench", f"trajectories={tmp_path}/splits"], "holds test, train: name one"),
         (["run", tmp_path / "run", "--bench", bench], f"is the folder of a run; its model is {tmp_path}/run/model"),

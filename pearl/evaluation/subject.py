@@ -133,7 +133,7 @@ class Subject:
 
         Raises:
             ModelError: it is not there, is no vision-language model, or has pickle weights.
-            SubjectError: it has no chat template.
+            SubjectError: it has no chat template, or there is no such GPU.
         """
         prepare_torchvision()
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -142,6 +142,8 @@ class Subject:
         where = place_of(name)
         refuse_pickle(where, allow_pickle)
         chosen = default_device(None if device == "auto" else device)
+        if chosen.startswith("cuda") and not torch.cuda.is_available():
+            raise SubjectError(f"device {chosen}: torch sees no GPU on this machine")
         with explained(where):
             processor = AutoProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
             with quiet_transformers():
