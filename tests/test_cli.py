@@ -113,6 +113,24 @@ def test_answers_that_are_a_tools_own_reading_are_told(tmp_path: Path) -> None:
     assert "are the tools' readings, which nothing has checked; depth-nano has seen nothing but rendered scenes" in said
 
 
+def test_a_run_that_keeps_nothing_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    flags = [
+        "--source",
+        f"folder:{tmp_path}/images",
+        "--tools",
+        "depth",
+        "--engine",
+        "local",
+        "--out",
+        f"{tmp_path}/d.parquet",
+    ]
+    made = runner.invoke(app, ["trajectories", *flags])
+    assert "nothing was kept" in made.output
+    assert made.exit_code == 1
+
+
 def test_dry_run_shows_a_trajectory_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "traj.parquet"
     flags = ["--source", "photos", "--tools", "crop", "--dry-run", "--out", str(out)]

@@ -257,6 +257,8 @@ def trajectories(
             "note: without --annotate the answers about a folder's images are the tools' readings, which nothing has checked"
             + nano * ("depth" in named and depth_model == "depth-nano")
         )
+    if not manifest["kept"]:
+        raise typer.Exit(1)
 
 
 def _refuse_idle(planners: dict[str, Any]) -> None:
