@@ -14,7 +14,8 @@ TEMPLATE = "pearl"
 
 
 class Trajectories(Benchmark):
-    """`trajectories=DATA`, a file, folder, glob or Hub id, of splits one (`DATA:test`): what was kept out of training, say. Category: the skill."""
+    """`trajectories=DATA`, a file, folder, glob or Hub id, of splits one (`DATA:test`): what was kept out of training, say.
+    Category: the skill."""
 
     name = "trajectories"
     version = 1
