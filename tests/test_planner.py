@@ -554,7 +554,7 @@ def killed_and_resumed(tmp_path: Path, count: int, kills: int, gen: Callable[[li
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kept = {one for one, ids in server.answered.items() if kept_ids(out).intersection(ids)}
+            kept = {one for one, ids in list(server.answered.items()) if kept_ids(out).intersection(ids)}
             asked = len(server.bodies)
             assert kept, "the kill came too early"
         said = gen(command(source, server, out))
