@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pearl.cli.eval import app as eval_app
 from pearl.cli.gen import app
@@ -96,37 +96,20 @@ def test_gains_are_not_written_over_trajectories(tmp_path: Path) -> None:
     assert data.read_bytes() == before
 
 
+def made_of_an_image(content: bytes, folder: Path) -> Result:
+    (folder / "images").mkdir()
+    (folder / "images" / "a.png").write_bytes(content)
+    flags = ["--source", f"folder:{folder}/images", "--tools", "depth", "--engine", "local"]
+    return runner.invoke(app, ["trajectories", *flags, "--out", f"{folder}/d.parquet"])
+
+
 def test_answers_that_are_a_tools_own_reading_are_told(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(picture(0).data)
-    flags = [
-        "--source",
-        f"folder:{tmp_path}/images",
-        "--tools",
-        "depth",
-        "--engine",
-        "local",
-        "--out",
-        f"{tmp_path}/d.parquet",
-    ]
-    said = runner.invoke(app, ["trajectories", *flags], catch_exceptions=False).output.replace("\n", " ")
+    said = made_of_an_image(picture(0).data, tmp_path).output.replace("\n", " ")
     assert "are the tools' readings, which nothing has checked; depth-nano has seen nothing but rendered scenes" in said
 
 
 def test_a_run_that_keeps_nothing_has_failed(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(b"no image")
-    flags = [
-        "--source",
-        f"folder:{tmp_path}/images",
-        "--tools",
-        "depth",
-        "--engine",
-        "local",
-        "--out",
-        f"{tmp_path}/d.parquet",
-    ]
-    made = runner.invoke(app, ["trajectories", *flags])
+    made = made_of_an_image(b"no image", tmp_path)
     assert "nothing was kept" in made.output
     assert made.exit_code == 1
 
