@@ -441,16 +441,20 @@ def read_trajectories(data: str | Path, one_split: bool = False) -> Iterator[Tra
     Raises:
         DataError: there is no file, or one or a row of it cannot be read.
     """
-    for path in resolve_split(data) if one_split else resolve(data):
+    for path in _chosen(data, one_split):
         file = open_parquet(path)
         for group in range(file.num_row_groups):
             yield from map(from_row, read_group(path, file, group))
 
 
-def count_rows(data: str | Path) -> int:
+def count_rows(data: str | Path, one_split: bool = False) -> int:
     """How many trajectories there are, without reading them.
 
     Raises:
         DataError: as `read_trajectories`, as far as the files' footers tell.
     """
-    return sum(open_parquet(path).metadata.num_rows for path in resolve(data))
+    return sum(open_parquet(path).metadata.num_rows for path in _chosen(data, one_split))
+
+
+def _chosen(data: str | Path, one_split: bool) -> list[Path]:
+    return resolve_split(data) if one_split else resolve(data)

@@ -200,6 +200,7 @@ def test_what_cannot_be_evaluated_is_said(data: Path, tmp_path: Path, monkeypatc
         assert ended.exit_code == 1, arguments
         assert said in ended.output.replace("\n", ""), arguments
         assert "Traceback" not in ended.output
+    assert not out.with_name("out.jsonl").exists()  # no measurement was begun
 
 
 def test_a_model_without_latents_is_left_out(data: Path, tmp_path: Path) -> None:

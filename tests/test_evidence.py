@@ -108,7 +108,8 @@ def test_embeddings_are_held_against_what_the_tool_showed_and_the_whole_image(ob
     examples = [kind.example(one, [encoder.image(i) for i in one.images], encoder) for one in conversations]
     torch.manual_seed(0)
     said = [Decoded("", torch.randn(4, HIDDEN), (1, 3), 0, 0) for _ in examples]
-    judged, single = _made(said, [_Oracle.of(decoder, losses, example) for example in examples])
+    learner = decoder.insides.learner(losses)
+    judged, single = _made(said, [_Oracle.of(learner, decoder.insides, example) for example in examples])
     singly = Compared.of(*_columns(single))
     assert list(judged.owners) == list(range(6))
     pairs = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()

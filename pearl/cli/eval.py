@@ -192,7 +192,7 @@ def gain(
         journal = out.with_name(f"{out.name}.jsonl")
         if out.exists() and not journal.exists():
             raise DataError(f"{out} is there already, and finished: choose another --out, or remove it")
-        total = min(count_rows(data), limit or 2**31)
+        total = min(count_rows(data, one_split=True), limit or 2**31)
         subject = Subject.load(model, device, dtype, allow_pickle, trust_remote_code)
         words = load_template(template)
         meter = GainMeter(subject, words)

@@ -30,6 +30,7 @@ from pearl.evaluation.subject import Subject, enough_memory
 from pearl.images import ImageError
 from pearl.records import Trajectory
 from pearl.trainer.conversation import Conversation, Template
+from pearl.trainer.learner import Learner
 from pearl.trainer.objectives.base import Losses, Objective
 from pearl.trainer.objectives.mirage import Mirage, MirageLosses
 from pearl.trainer.objectives.pearl import Pearl, PearlLosses
@@ -148,7 +149,8 @@ def latent_evidence(
         prompts = [decoder.example(question) for question in questions]
         trial = _Trial(decoder, questions, prompts, batch_size, max_new_tokens, bar)
         plain = trial.run()
-        oracles = [_Oracle.of(decoder, losses, example) for _, example in usable]
+        learner = decoder.insides.learner(losses)
+        oracles = [_Oracle.of(learner, decoder.insides, example) for _, example in usable]
         judged, singly = _made(plain, oracles)
         found = _evidence(subject, objective, usable, left_out, judged)
         replaced = {name: trial.compared(plain, trial.run(change)) for name, change in _changes(plain)}
@@ -293,10 +295,9 @@ class _Oracle:
     @classmethod
     @enough_memory("a single trajectory")
     @torch.no_grad()
-    def of(cls, decoder: LatentDecoder, losses: Losses, example: Example) -> Self:
-        learner = decoder.insides.learner(losses)
-        batch = decoder.insides.batch([example])
-        visual = decoder.insides.family.visual(learner.base.model, batch.images).tokens
+    def of(cls, learner: Learner, insides: Insides, example: Example) -> Self:
+        batch = insides.batch([example])
+        visual = insides.family.visual(learner.base.model, batch.images).tokens
         whole = visual[: example.images[0].num_tokens]
         runs = tuple(len(latent.groups) for latent in example.views["latent"].latents)
         return cls(learner.states(batch).latents, runs, whole.float().mean(0))

@@ -1,4 +1,4 @@
-"""The trajectories of the table: `python -m recipes.results.data`, about ten minutes on 2 cores.
+"""The trajectories of the table: `python -m recipes.results.data`, five minutes on 2 cores, and 7.5 of one for `more`.
 
 Crops of rendered scenes about a skill that the base was never taught, the colour or shape of what lies outermost
 ("What colour is the leftmost object?"): it knows colours, shapes and places, and has to learn where to look. The table
